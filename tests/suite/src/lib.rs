@@ -1,0 +1,2 @@
+//! Scenarios that run on every bed.
+#![no_std]

@@ -1,0 +1,2 @@
+//! Xen PV block device: front end and back end.
+#![no_std]

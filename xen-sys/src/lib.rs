@@ -1,0 +1,2 @@
+//! The Xen public ABI as types and constants, one file per public header.
+#![no_std]

@@ -1,0 +1,2 @@
+//! Xen PV console: front end and back end.
+#![no_std]
