@@ -1,2 +1,18 @@
-//! Xenstore client, device state machine and shared rings of Xen PV devices.
+//! What the two ends of a Xen split device share: the xenstore client, the device state machine, the shared rings.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`domain`] | the bundle of services that a driver is given |
+//! | [`store`] | the store as drivers use it, and our client |
+//! | [`device`] | the state machine of a split device, its two ends, hot plug |
+//! | [`ring`] | message rings (front, back) and byte rings |
 #![no_std]
+
+extern crate alloc;
+
+pub mod device;
+pub mod domain;
+pub mod ring;
+pub mod store;
+
+pub use domain::Domain;

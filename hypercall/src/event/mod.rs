@@ -1,0 +1,108 @@
+//! Event channels: one-bit signals between domains, and from the hypervisor.
+//!
+//! ```text
+//!   alloc_unbound ──► port (offered) ◄── bind_interdomain          peer: notify ──► pending bit ──► upcall
+//!                        │                                                                           │
+//!                      close ◄── handled ◄── unmask ◄── handler ◄── dispatch (masks what it takes) ◄─┘
+//! ```
+//!
+//! A port that was dispatched stays masked until its handler has done its work and calls [`Events::unmask`]: a peer that
+//! storms costs one handler run, not a loop.
+
+mod table;
+
+pub use table::EventChannels;
+
+use core::fmt;
+
+use xen_sys::{DomId, Port};
+
+use crate::error::XenError;
+
+/// An event channel operation that the hypervisor refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventError {
+    /// Which operation, as the header calls it: `"alloc_unbound"`.
+    pub op: &'static str,
+    /// Whom or what it was about: the remote domain, the virq, the vcpu.
+    pub about: u32,
+    /// What the hypervisor said.
+    pub error: XenError,
+}
+
+impl fmt::Display for EventError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "event channel {} ({}): {}", self.op, self.about, self.error)
+    }
+}
+
+/// Event channels as drivers use them. [`EventChannels`] is ours; a kernel that dispatches events itself lends its own. A
+/// handle: cheap to clone.
+pub trait Events: Clone {
+    /// Offers a new port to `remote`, which may bind to it.
+    ///
+    /// # Errors
+    /// [`EventError`] as the hypervisor says, for instance when there is no port left.
+    fn alloc_unbound(&self, remote: DomId) -> Result<Port, EventError>;
+
+    /// Binds a new local port to `port` of `remote`. The first event may already be pending.
+    ///
+    /// # Errors
+    /// [`EventError`] as the hypervisor says, for instance when that port is not offered to this domain.
+    fn bind_interdomain(&self, remote: DomId, port: Port) -> Result<Port, EventError>;
+
+    /// Signals the other end.
+    fn notify(&self, port: Port);
+
+    /// Says that the event was handled: the next one is dispatched again. An event that came meanwhile is not lost.
+    fn unmask(&self, port: Port);
+
+    /// Closes the port; it may be another's from now on.
+    fn close(&self, port: Port);
+}
+
+/// A port of this domain, bound or offered; closed when dropped.
+#[derive(Debug)]
+pub struct Channel<E: Events> {
+    events: E,
+    port: Port,
+}
+
+impl<E: Events> Channel<E> {
+    /// Offers a port to `remote`.
+    ///
+    /// # Errors
+    /// As [`Events::alloc_unbound`].
+    pub fn offer(events: &E, remote: DomId) -> Result<Self, EventError> {
+        Ok(Self { port: events.alloc_unbound(remote)?, events: events.clone() })
+    }
+
+    /// Binds to the port that `remote` offers.
+    ///
+    /// # Errors
+    /// As [`Events::bind_interdomain`].
+    pub fn bind(events: &E, remote: DomId, port: Port) -> Result<Self, EventError> {
+        Ok(Self { port: events.bind_interdomain(remote, port)?, events: events.clone() })
+    }
+
+    /// Returns the local port.
+    pub const fn port(&self) -> Port {
+        self.port
+    }
+
+    /// Signals the other end.
+    pub fn notify(&self) {
+        self.events.notify(self.port);
+    }
+
+    /// Says that the event was handled; see [`Events::unmask`].
+    pub fn unmask(&self) {
+        self.events.unmask(self.port);
+    }
+}
+
+impl<E: Events> Drop for Channel<E> {
+    fn drop(&mut self) {
+        self.events.close(self.port);
+    }
+}

@@ -1,0 +1,128 @@
+//! Grant tables: how one domain lets another read or write a page of its memory.
+//!
+//! ```text
+//!   this domain grants                          the other domain uses
+//!
+//!   reserve ──► GrantRef ──► share ──────────►  map ──► Mapping ──► unmap
+//!                  ▲           │                copy
+//!                  └── end ◄───┘
+//!                       └─ refused: somebody still maps it ──► quarantine
+//! ```
+//!
+//! Drivers don't meet [`Grants::share`], which is unsafe: they hand pages to [`SharedPages`] (rings) or a [`Buffer`]
+//! to a [`Loan`] (data), and get them back only when the hypervisor says that nobody maps them any more.
+//!
+//! [`Buffer`]: crate::mem::Buffer
+
+mod loan;
+mod map;
+mod shared;
+mod table;
+
+pub use loan::{Held, LendError, Loan};
+pub use map::{CopyBatch, MapError, Window};
+pub use shared::SharedPages;
+pub use table::GrantTable;
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use xen_sys::{DomId, Gfn, GrantRef};
+
+use crate::error::XenError;
+use crate::mem::{OutOfMemory, Pages};
+use crate::platform::Platform;
+
+/// What the peer may do with a granted page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read and write.
+    ReadWrite,
+    /// Read only: what a disk write or a transmitted packet needs.
+    ReadOnly,
+}
+
+/// No grant reference could be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GrantError {
+    /// The table has reached its largest size, in entries.
+    TableFull {
+        /// Entries that the table has.
+        entries: u32,
+    },
+    /// The hypervisor refused to enlarge the table.
+    Xen(XenError),
+    /// There was no memory for the table's frames or for the pages to grant.
+    OutOfMemory(OutOfMemory),
+}
+
+impl From<OutOfMemory> for GrantError {
+    fn from(error: OutOfMemory) -> Self {
+        Self::OutOfMemory(error)
+    }
+}
+
+impl fmt::Display for GrantError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TableFull { entries } => write!(f, "grant table full: {entries} entries"),
+            Self::Xen(error) => write!(f, "grant table can't grow: {error}"),
+            Self::OutOfMemory(error) => write!(f, "grant table: {error}"),
+        }
+    }
+}
+
+/// The peer still maps the page, so access can't be ended and the page can't be reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "the page still belongs to the peer: keep it, or quarantine it"]
+pub struct StillMapped {
+    /// The grant in use.
+    pub gref: GrantRef,
+}
+
+impl fmt::Display for StillMapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "grant {} is still mapped by the peer", self.gref.0)
+    }
+}
+
+/// The granting half of the grant table, as drivers use it. [`GrantTable`] is ours; a kernel that has a grant allocator
+/// of its own, with other drivers on it, lends that one. A handle: cheap to clone.
+///
+/// # Safety
+/// `end` returns `Ok` only if the peer can't reach the page through that grant any more. `reserve` never returns a
+/// reference that somebody else holds.
+pub unsafe trait Grants: Clone {
+    /// The platform whose pages are granted.
+    type Platform: Platform;
+
+    /// Returns the platform.
+    fn platform(&self) -> &Self::Platform;
+
+    /// Fills `refs` with references that nobody else uses; all or none. May enlarge the table, so it belongs to attach.
+    ///
+    /// # Errors
+    /// [`GrantError`] if there aren't so many; then none is taken.
+    fn reserve(&self, refs: &mut [GrantRef]) -> Result<(), GrantError>;
+
+    /// Gives back references that are not shared any more.
+    fn release(&self, refs: &[GrantRef]);
+
+    /// Lets `peer` access a page through a reserved reference. One entry written, no hypercall, no lock.
+    ///
+    /// # Safety
+    /// The caller has reserved `gref` and it isn't shared now. The page of `gfn` stays allocated, and is used by this
+    /// domain only through atomics, until `end` has returned `Ok` for `gref`.
+    unsafe fn share(&self, gref: GrantRef, peer: DomId, gfn: Gfn, access: Access);
+
+    /// Ends the peer's access; the reference stays reserved. No hypercall, no lock.
+    ///
+    /// # Errors
+    /// [`StillMapped`] if the peer has the page mapped: nothing has changed then, and it may be tried again.
+    fn end(&self, gref: GrantRef) -> Result<(), StillMapped>;
+
+    /// Takes shared references that could not be ended, with the pages behind them if they are known, and keeps all of it
+    /// out of use until nobody maps any of them; tries again whenever references are reserved or quarantined. Beyond a
+    /// cap the pages are leaked. Both are counted.
+    fn quarantine(&self, refs: Vec<GrantRef>, pages: Option<Pages<Self::Platform>>);
+}

@@ -1,0 +1,268 @@
+//! Pages, and views of memory that somebody else may change at any time.
+//!
+//! A page that is shared with another domain is never seen as `&[u8]` or `&mut [u8]`: the peer writes while we read. It is
+//! seen as a [`Shared`] view, every access of which is atomic, and is copied in once before anything is decided on it.
+
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+
+use xen_sys::Gfn;
+
+use crate::platform::{Platform, Region};
+
+/// Bytes in a page, and in everything that a grant covers.
+pub const PAGE_SIZE: usize = 4096;
+
+/// The platform had no page to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfMemory {
+    /// Pages that were asked for.
+    pub pages: usize,
+}
+
+impl fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "out of memory: {} page(s) of 4096 bytes", self.pages)
+    }
+}
+
+/// A part of one page: what one grant, or one segment of a request, covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The frame of the page.
+    pub gfn: Gfn,
+    /// First byte within the page.
+    pub offset: u16,
+    /// Bytes; `offset + len` ≤ 4096.
+    pub len: u16,
+}
+
+/// Memory that a device reads or writes on its owner's behalf. The driver owns the buffer while the operation is under
+/// way and gives it back when it is over, so nobody can free it too early.
+///
+/// # Safety
+/// Until the buffer is dropped or taken apart, the pages of all its segments stay allocated, and are used by nobody else
+/// in a way that a concurrent write by another domain would make undefined.
+pub unsafe trait Buffer {
+    /// Returns its parts in order. The answer is the same each time.
+    fn segments(&self) -> impl Iterator<Item = Segment>;
+}
+
+/// Owned, page aligned, zeroed pages of this domain. Freed when dropped.
+pub struct Pages<P: Platform> {
+    platform: P,
+    va: NonNull<u8>,
+    count: usize,
+}
+
+// SAFETY: the pages are owned, and the platform's handle says itself whether it may move to another thread.
+unsafe impl<P: Platform + Send> Send for Pages<P> {}
+
+impl<P: Platform> fmt::Debug for Pages<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pages({:p}, {})", self.va, self.count)
+    }
+}
+
+impl<P: Platform> Pages<P> {
+    /// Allocates `count` pages.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] if the platform has none.
+    pub fn new(platform: &P, count: usize) -> Result<Self, OutOfMemory> {
+        let va = platform.alloc(Region::Memory, count).ok_or(OutOfMemory { pages: count })?;
+        Ok(Self { platform: platform.clone(), va, count })
+    }
+
+    /// Returns how many pages there are.
+    pub const fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Returns the frame number of page `index`.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    pub fn gfn(&self, index: usize) -> Gfn {
+        assert!(index < self.count, "page {index} of {}", self.count);
+        // SAFETY: inside the allocation, as was just checked.
+        self.platform.gfn_of(unsafe { self.va.add(index * PAGE_SIZE) })
+    }
+
+    /// Returns a view of the pages that stays right while a peer changes them.
+    pub fn shared(&self) -> Shared<'_> {
+        // SAFETY: the pages live as long as the borrow, and nothing else than `Shared` views looks at them: `bytes_mut`
+        // needs `&mut self`.
+        unsafe { Shared::new(self.va, self.count * PAGE_SIZE) }
+    }
+
+    /// Returns the platform that the pages came from.
+    pub const fn platform(&self) -> &P {
+        &self.platform
+    }
+
+    /// Gives up the pages for ever: nobody frees them. The last resort for a page that a peer still maps.
+    pub fn leak(self) {
+        core::mem::forget(self);
+    }
+}
+
+impl<P: Platform> Drop for Pages<P> {
+    fn drop(&mut self) {
+        // SAFETY: `new` got exactly these; views and grants of them are over, or the pages would have been leaked.
+        unsafe { self.platform.free(Region::Memory, self.va, self.count) };
+    }
+}
+
+/// A buffer made of whole pages: what scenarios and tests submit, and what bounce and persistent grants use.
+#[derive(Debug)]
+pub struct PageBuf<P: Platform> {
+    pages: Pages<P>,
+    len: usize,
+}
+
+impl<P: Platform> PageBuf<P> {
+    /// Allocates a zeroed buffer of `len` bytes that begins on a page boundary.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] if the platform has no pages.
+    pub fn new(platform: &P, len: usize) -> Result<Self, OutOfMemory> {
+        Ok(Self { pages: Pages::new(platform, len.div_ceil(PAGE_SIZE))?, len })
+    }
+
+    /// Returns its length in bytes.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Tells whether it has no bytes at all.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Returns a view of its bytes.
+    pub fn shared(&self) -> Shared<'_> {
+        self.pages.shared().slice(0, self.len)
+    }
+}
+
+// SAFETY: the pages are owned by the buffer, freed when it is dropped, and seen through atomics only.
+unsafe impl<P: Platform> Buffer for PageBuf<P> {
+    fn segments(&self) -> impl Iterator<Item = Segment> {
+        (0..self.pages.count()).map(|index| Segment {
+            gfn: self.pages.gfn(index),
+            offset: 0,
+            len: (self.len - index * PAGE_SIZE).min(PAGE_SIZE) as u16,
+        })
+    }
+}
+
+/// A view of bytes that another domain may read and write at any time. All access is atomic, byte by byte or in aligned
+/// words of eight; there is no order between the accesses, that is the ring's business.
+#[derive(Clone, Copy)]
+pub struct Shared<'a> {
+    va: NonNull<u8>,
+    len: usize,
+    life: core::marker::PhantomData<&'a [AtomicU8]>,
+}
+
+// SAFETY: the view is nothing but atomics.
+unsafe impl Send for Shared<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Shared<'_> {}
+
+impl fmt::Debug for Shared<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Shared({:p}, {})", self.va, self.len)
+    }
+}
+
+impl<'a> Shared<'a> {
+    /// Makes a view of `len` bytes at `va`.
+    ///
+    /// # Safety
+    /// For `'a` the bytes are mapped and writable, and this domain accesses them only atomically.
+    pub const unsafe fn new(va: NonNull<u8>, len: usize) -> Self {
+        Self { va, len, life: core::marker::PhantomData }
+    }
+
+    /// Returns its length in bytes.
+    pub const fn len(self) -> usize {
+        self.len
+    }
+
+    /// Tells whether it covers nothing.
+    pub const fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// Returns the address of its first byte, for hypercalls and system calls.
+    pub const fn as_ptr(self) -> NonNull<u8> {
+        self.va
+    }
+
+    /// Returns the part of `len` bytes that begins at `offset`.
+    ///
+    /// # Panics
+    /// If that part does not lie inside.
+    pub fn slice(self, offset: usize, len: usize) -> Self {
+        assert!(offset <= self.len && len <= self.len - offset, "{offset}+{len} of {}", self.len);
+        // SAFETY: inside the view, as was just checked.
+        Self { va: unsafe { self.va.add(offset) }, len, ..self }
+    }
+
+    /// Copies the bytes at `offset` into `to`.
+    ///
+    /// # Panics
+    /// If they do not all lie inside.
+    pub fn read(self, offset: usize, to: &mut [u8]) {
+        let from = self.slice(offset, to.len());
+        let head = from.va.as_ptr().align_offset(8).min(to.len());
+        let (first, rest) = to.split_at_mut(head);
+        let (words, last) = rest.as_chunks_mut::<8>();
+        from.bytes(0, first);
+        for (index, word) in words.iter_mut().enumerate() {
+            // SAFETY: inside the view, and aligned: `head` bytes lead to an aligned address.
+            let source = unsafe { AtomicU64::from_ptr(from.va.as_ptr().add(head + 8 * index).cast()) };
+            *word = source.load(Relaxed).to_ne_bytes();
+        }
+        let done = head + 8 * words.len();
+        from.bytes(done, last);
+    }
+
+    /// Copies `from` to the bytes at `offset`.
+    ///
+    /// # Panics
+    /// If they do not all lie inside.
+    pub fn write(self, offset: usize, from: &[u8]) {
+        let to = self.slice(offset, from.len());
+        let head = to.va.as_ptr().align_offset(8).min(from.len());
+        let (first, rest) = from.split_at(head);
+        let (words, last) = rest.as_chunks::<8>();
+        to.set_bytes(0, first);
+        for (index, word) in words.iter().enumerate() {
+            // SAFETY: inside the view, and aligned: `head` bytes lead to an aligned address.
+            let target = unsafe { AtomicU64::from_ptr(to.va.as_ptr().add(head + 8 * index).cast()) };
+            target.store(u64::from_ne_bytes(*word), Relaxed);
+        }
+        to.set_bytes(head + 8 * words.len(), last);
+    }
+
+    fn byte(&self, offset: usize) -> &AtomicU8 {
+        // SAFETY: only called with offsets that `slice` has checked.
+        unsafe { AtomicU8::from_ptr(self.va.as_ptr().add(offset)) }
+    }
+
+    fn bytes(self, offset: usize, to: &mut [u8]) {
+        for (index, byte) in to.iter_mut().enumerate() {
+            *byte = self.byte(offset + index).load(Relaxed);
+        }
+    }
+
+    fn set_bytes(self, offset: usize, from: &[u8]) {
+        for (index, byte) in from.iter().enumerate() {
+            self.byte(offset + index).store(*byte, Relaxed);
+        }
+    }
+}

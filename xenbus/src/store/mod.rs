@@ -1,0 +1,305 @@
+//! Xenstore: the small tree of names and values by which the ends of a device find each other.
+//!
+//! Drivers use the trait [`Store`]; [`XenStore`] is our client of it, over the ring page of the domain. Its calls wait for
+//! the answer, so they belong to the control part of a driver, in a thread that may sleep; the data path never calls it.
+
+mod client;
+mod codec;
+
+pub use client::{Stats, XenStore};
+pub use codec::{Event, Reply, Request};
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::str::FromStr;
+
+/// A transaction, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tx(pub u32);
+
+impl Tx {
+    /// No transaction: the operation stands for itself.
+    pub const NONE: Self = Self(0);
+}
+
+/// A watch that was set. It is unset by [`Store::unwatch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WatchId(pub u32);
+
+/// What went wrong with an operation on the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreError {
+    /// The operation, as in "read".
+    pub op: &'static str,
+    /// The node that it was about.
+    pub path: String,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// Why an operation on the store failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// xenstored refused, with this error (io/xs_wire.h, xsd_errors).
+    Refused(Errno),
+    /// xenstored refused with a word that the protocol doesn't have; its first bytes.
+    UnknownRefusal(String),
+    /// The request is longer than the wire allows, in bytes.
+    TooLong(usize),
+    /// The ring's indices lie; the store is not used any more.
+    Broken,
+    /// The answer is not of the operation's form.
+    Malformed,
+    /// The value is there, but is not what it should be; the value.
+    BadValue(String),
+    /// No answer came in time, in nanoseconds.
+    TimedOut(u64),
+    /// The transaction was tried this often, and each time somebody else was faster.
+    Contended(u32),
+}
+
+/// An error word of xenstored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errno {
+    /// Not valid: a bad path or value.
+    Inval,
+    /// No permission.
+    Acces,
+    /// Exists already.
+    Exist,
+    /// A directory that is the root of the tree.
+    Isdir,
+    /// No such node.
+    Noent,
+    /// No memory in xenstored.
+    Nomem,
+    /// A quota is used up.
+    Nospc,
+    /// Input or output failed in xenstored.
+    Io,
+    /// Not empty.
+    Notempty,
+    /// Not supported.
+    Nosys,
+    /// Read-only.
+    Rofs,
+    /// Busy.
+    Busy,
+    /// Try again: a transaction met another one.
+    Again,
+    /// Already connected.
+    Isconn,
+    /// Too big.
+    Toobig,
+    /// Not permitted.
+    Perm,
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "xenstore {} {}: ", self.op, self.path)?;
+        match &self.cause {
+            Cause::Refused(errno) => write!(f, "{}", errno.word()),
+            Cause::UnknownRefusal(word) => write!(f, "refused with an unknown error {word:?}"),
+            Cause::TooLong(bytes) => write!(f, "{bytes} bytes are more than the wire takes"),
+            Cause::Broken => f.write_str("the ring is corrupt, the store is out of use"),
+            Cause::Malformed => f.write_str("malformed answer"),
+            Cause::BadValue(value) => write!(f, "bad value {value:?}"),
+            Cause::TimedOut(ns) => write!(f, "no answer within {} ms", ns / 1_000_000),
+            Cause::Contended(tries) => write!(f, "transaction met others {tries} times"),
+        }
+    }
+}
+
+impl StoreError {
+    /// Tells whether the node does not exist.
+    pub fn is_absent(&self) -> bool {
+        self.cause == Cause::Refused(Errno::Noent)
+    }
+}
+
+/// Who may do what with a node (GET_PERMS, SET_PERMS). The first of a list is the owner, whose letter holds for all
+/// who are not in the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Perm {
+    /// The domain.
+    pub domain: hypercall::DomId,
+    /// May read.
+    pub read: bool,
+    /// May write.
+    pub write: bool,
+}
+
+/// The store as drivers use it. [`XenStore`] is ours; a kernel that has a client already lends its own. A handle: cheap to
+/// clone. Paths are absolute, or relative to the domain's home `/local/domain/ID`.
+///
+/// Each call waits for the answer.
+pub trait Store: Clone {
+    /// Reads a value, as bytes.
+    ///
+    /// # Errors
+    /// [`StoreError`]; [`StoreError::is_absent`] if there is no such node.
+    fn read(&self, tx: Tx, path: &str) -> Result<Vec<u8>, StoreError>;
+
+    /// Writes a value; makes the node, and those above it, if they aren't there.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn write(&self, tx: Tx, path: &str, value: &[u8]) -> Result<(), StoreError>;
+
+    /// Returns the names of the nodes below one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn directory(&self, tx: Tx, path: &str) -> Result<Vec<String>, StoreError>;
+
+    /// Makes an empty node.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn mkdir(&self, tx: Tx, path: &str) -> Result<(), StoreError>;
+
+    /// Removes a node and all below it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn rm(&self, tx: Tx, path: &str) -> Result<(), StoreError>;
+
+    /// Returns the permissions of a node.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn permissions(&self, tx: Tx, path: &str) -> Result<Vec<Perm>, StoreError>;
+
+    /// Sets the permissions of a node.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn set_permissions(&self, tx: Tx, path: &str, perms: &[Perm]) -> Result<(), StoreError>;
+
+    /// Starts a transaction. Use [`transaction`](Self::transaction).
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn start(&self) -> Result<Tx, StoreError>;
+
+    /// Ends a transaction. Use [`transaction`](Self::transaction).
+    ///
+    /// # Errors
+    /// [`StoreError`] with [`Errno::Again`] if somebody else was faster.
+    fn end(&self, tx: Tx, commit: bool) -> Result<(), StoreError>;
+
+    /// Sets a watch on a node and all below it. It fires once at once.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn watch(&self, path: &str) -> Result<WatchId, StoreError>;
+
+    /// Unsets a watch; what it had pending is forgotten.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn unwatch(&self, watch: WatchId) -> Result<(), StoreError>;
+
+    /// Tells whether the watch has fired since this was last asked. However often it fired, that is one event: the
+    /// store is to be read again, the last state wins.
+    fn fired(&self, watch: WatchId) -> bool;
+
+    /// Reads a value as text without surrounding blanks.
+    ///
+    /// # Errors
+    /// [`StoreError`]; [`Cause::BadValue`] if it is not UTF-8.
+    fn read_text(&self, tx: Tx, path: &str) -> Result<String, StoreError> {
+        let value = self.read(tx, path)?;
+        match core::str::from_utf8(&value) {
+            Ok(text) => Ok(text.trim().into()),
+            Err(_) => Err(bad_value(path, String::from_utf8_lossy(&value).into_owned())),
+        }
+    }
+
+    /// Reads a decimal number, or anything else that is written as text.
+    ///
+    /// # Errors
+    /// [`StoreError`]; [`Cause::BadValue`] if the text is not such a thing.
+    fn read_as<T: FromStr>(&self, tx: Tx, path: &str) -> Result<T, StoreError> {
+        let text = self.read_text(tx, path)?;
+        text.parse().map_err(|_| bad_value(path, text))
+    }
+
+    /// Reads as [`read_as`](Self::read_as), `None` if there is no such node.
+    ///
+    /// # Errors
+    /// [`StoreError`] for everything else.
+    fn read_if_there<T: FromStr>(&self, tx: Tx, path: &str) -> Result<Option<T>, StoreError> {
+        match self.read_as(tx, path) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes a value as text.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn write_text(&self, tx: Tx, path: &str, value: impl fmt::Display) -> Result<(), StoreError> {
+        self.write(tx, path, alloc::format!("{value}").as_bytes())
+    }
+
+    /// Runs `steps` in a transaction and commits it; once more, up to [`TRANSACTION_TRIES`] times in all, if somebody else
+    /// was faster. `steps` that fail abort it.
+    ///
+    /// # Errors
+    /// What `steps` returned, or [`StoreError`] with [`Cause::Contended`].
+    fn transaction<T>(&self, mut steps: impl FnMut(Tx) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        for _ in 0..TRANSACTION_TRIES {
+            let tx = self.start()?;
+            let value = match steps(tx) {
+                Ok(value) => value,
+                Err(error) => {
+                    // The transaction's own failure is what matters, and a failed abort ends with it.
+                    let _ = self.end(tx, false);
+                    return Err(error);
+                }
+            };
+            match self.end(tx, true) {
+                Ok(()) => return Ok(value),
+                Err(StoreError { cause: Cause::Refused(Errno::Again), .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(StoreError { op: "transaction", path: String::new(), cause: Cause::Contended(TRANSACTION_TRIES) })
+    }
+}
+
+/// How often a transaction is tried before it is given up.
+pub const TRANSACTION_TRIES: u32 = 16;
+
+impl Errno {
+    /// Returns the word that stands for it on the wire.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Inval => "EINVAL",
+            Self::Acces => "EACCES",
+            Self::Exist => "EEXIST",
+            Self::Isdir => "EISDIR",
+            Self::Noent => "ENOENT",
+            Self::Nomem => "ENOMEM",
+            Self::Nospc => "ENOSPC",
+            Self::Io => "EIO",
+            Self::Notempty => "ENOTEMPTY",
+            Self::Nosys => "ENOSYS",
+            Self::Rofs => "EROFS",
+            Self::Busy => "EBUSY",
+            Self::Again => "EAGAIN",
+            Self::Isconn => "EISCONN",
+            Self::Toobig => "E2BIG",
+            Self::Perm => "EPERM",
+        }
+    }
+}
+
+fn bad_value(path: &str, value: String) -> StoreError {
+    StoreError { op: "read", path: path.into(), cause: Cause::BadValue(value) }
+}
