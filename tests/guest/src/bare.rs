@@ -1,0 +1,82 @@
+//! [`Bare`]: what the drivers ask of the domain that they run in, answered without a kernel.
+
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use hypercall::{Gfn, Hypervisor, Level, Nr, Platform, Port, Region, stub};
+
+use crate::{memory, println, shared};
+
+/// A page of code that Xen fills at boot, 32 bytes a hypercall: the way in that needs no knowledge of the processor.
+#[unsafe(link_section = ".text.hypercall_page")]
+pub static HYPERCALL_PAGE: HypercallPage = HypercallPage([0xcc; 4096]);
+
+/// The hypercall page: aligned as Xen wants it; a breakpoint in each byte until Xen has written it.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct HypercallPage([u8; 4096]);
+
+/// The domain itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Bare;
+
+// SAFETY: `syscall` enters the hypervisor that the domain runs on.
+unsafe impl Hypervisor for Bare {
+    unsafe fn hypercall(&self, nr: Nr, args: [usize; 5]) -> isize {
+        // SAFETY: this is a 64-bit PV domain; the caller answers for the arguments.
+        unsafe { stub::syscall(nr, args) }
+    }
+}
+
+// SAFETY: `memory` hands out each page once, zeroed, and knows its machine frame from Xen's own list.
+unsafe impl Platform for Bare {
+    fn alloc(&self, region: Region, pages: usize) -> Option<NonNull<u8>> {
+        match region {
+            Region::Memory => memory::pages::alloc(pages),
+            Region::Unbacked => memory::window::alloc(pages),
+        }
+    }
+
+    unsafe fn free(&self, region: Region, va: NonNull<u8>, pages: usize) {
+        match region {
+            // SAFETY: the caller's promise.
+            Region::Memory => unsafe { memory::pages::free(va, pages) },
+            Region::Unbacked => memory::window::free(va, pages),
+        }
+    }
+
+    fn gfn_of(&self, va: NonNull<u8>) -> Gfn {
+        Gfn(memory::frames::mfn_at(va.as_ptr() as usize).0)
+    }
+
+    fn now_ns(&self) -> u64 {
+        shared::now_ns()
+    }
+
+    fn wait(&self, ports: &[Port], deadline_ns: u64) {
+        shared::wait(ports, deadline_ns);
+    }
+
+    fn log(&self, level: Level, line: fmt::Arguments<'_>) {
+        match level {
+            Level::Error => println!("error: {line}"),
+            Level::Warn => println!("warning: {line}"),
+            Level::Info => println!("{line}"),
+            Level::Debug if LOG_DEBUG.load(Relaxed) => println!("debug: {line}"),
+            Level::Debug => {}
+        }
+    }
+}
+
+/// Whether lines of [`Level::Debug`] are printed: `log=debug` on the command line.
+pub static LOG_DEBUG: AtomicBool = AtomicBool::new(false);
+
+/// Calls the hypervisor through its page.
+///
+/// # Safety
+/// As for [`Hypervisor::hypercall`].
+pub unsafe fn by_page(nr: Nr, args: [usize; 5]) -> isize {
+    // SAFETY: Xen filled the page at boot; the caller answers for the arguments.
+    unsafe { stub::page(&raw const HYPERCALL_PAGE as *const u8, nr, args) }
+}

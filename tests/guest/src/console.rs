@@ -1,0 +1,136 @@
+//! Output. The first domain prints by hypercall, every other one through its console ring, whose other end is
+//! xenconsoled: polled, until a driver takes over.
+
+use core::fmt::{self, Write};
+use core::sync::atomic::{Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+
+use hypercall::Hypervisor;
+use spin::Mutex;
+use xen_sys::event_channel::{EVTCHNOP_send, EvtchnSend};
+use xen_sys::io::console::XenconsInterface;
+use xen_sys::xen::CONSOLEIO_write;
+use xen_sys::{Mfn, Nr, Port};
+
+use crate::boot::{is_dom0, start_info};
+use crate::memory::frames;
+use crate::{Bare, shared};
+
+/// Prints a line.
+#[macro_export]
+macro_rules! println {
+    ($($argument:tt)*) => { $crate::console::print_line(format_args!($($argument)*)) };
+}
+
+/// How often another domain gets the processor before output to a full ring is given up: nobody reads there.
+const PATIENCE: u32 = 100_000;
+
+/// A console that has replaced the polled one.
+static DRIVER: Mutex<Option<fn(&[u8])>> = Mutex::new(None);
+
+/// Hands all output to `driver`, or back to the polled console. The driver must not print, and must be able to wait by
+/// itself: it is called for a panic, too.
+pub fn set_driver(driver: Option<fn(&[u8])>) {
+    *DRIVER.lock() = driver;
+}
+
+/// Prints `line` and ends it.
+pub fn print_line(line: fmt::Arguments<'_>) {
+    let mut pieces = Pieces { bytes: [0; 256], filled: 0 };
+    // Writing to the pieces never fails; what may fail is a `Display` of someone else's, and then the rest is missing.
+    let _ = pieces.write_fmt(line);
+    let _ = pieces.write_str("\n");
+    pieces.flush();
+}
+
+/// Gathers small pieces, so that a line is one hypercall.
+struct Pieces {
+    bytes: [u8; 256],
+    filled: usize,
+}
+
+impl Pieces {
+    fn flush(&mut self) {
+        write(&self.bytes[..self.filled]);
+        self.filled = 0;
+    }
+}
+
+impl Write for Pieces {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for &byte in text.as_bytes() {
+            if self.filled == self.bytes.len() {
+                self.flush();
+            }
+            self.bytes[self.filled] = byte;
+            self.filled += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Writes bytes as they are.
+pub fn write(bytes: &[u8]) {
+    // Taken only for a moment; should a fault have come in that very moment, the polled way is right.
+    let driver = DRIVER.try_lock().and_then(|driver| *driver);
+    match driver {
+        Some(driver) => driver(bytes),
+        None if is_dom0() => write_hypercall(bytes),
+        None => write_ring(bytes),
+    }
+}
+
+fn write_hypercall(bytes: &[u8]) {
+    // SAFETY: Xen reads so many bytes at that address.
+    unsafe {
+        Bare.hypercall(Nr::CONSOLE_IO, [CONSOLEIO_write as usize, bytes.len(), bytes.as_ptr() as usize, 0, 0]);
+    }
+}
+
+/// Writes through the console ring; a line feed moves to the line's start, too, as terminals want it.
+fn write_ring(bytes: &[u8]) {
+    let (ring, port) = ring();
+    for &byte in bytes {
+        if byte == b'\n' {
+            put(ring, port, b'\r');
+        }
+        put(ring, port, byte);
+    }
+    notify(port);
+}
+
+/// Puts one byte into the ring, or drops it if nobody makes room.
+fn put(ring: &XenconsInterface, port: Port, byte: u8) {
+    let at = ring.out_prod.load(Relaxed);
+    let mut tries = 0;
+    // The reader moves its index on when it has read: only then may its place be overwritten.
+    while at.wrapping_sub(ring.out_cons.load(Acquire)) >= ring.out.len() as u32 {
+        tries += 1;
+        if tries > PATIENCE {
+            return;
+        }
+        notify(port);
+        shared::yield_now();
+    }
+    ring.out[at as usize % ring.out.len()].store(byte, Relaxed);
+    // The byte before the index that publishes it.
+    ring.out_prod.store(at.wrapping_add(1), Release);
+}
+
+/// Returns the console ring and its port, of a domain that has one: every one but the first.
+///
+/// # Panics
+/// In the first domain.
+pub fn ring() -> (&'static XenconsInterface, Port) {
+    assert!(!is_dom0(), "the first domain has no console ring");
+    // SAFETY: not the first domain, so this is the variant that its builder filled in.
+    let console = unsafe { start_info().console.domU };
+    let address = frames::address(Mfn(console.mfn.0 as u64));
+    // SAFETY: the ring is a page of the boot region, which stays mapped, and every byte of the type is atomic.
+    (unsafe { &*(address as *const XenconsInterface) }, console.evtchn)
+}
+
+fn notify(port: Port) {
+    let mut send = EvtchnSend { port };
+    // SAFETY: the structure lives as long as the call.
+    unsafe { Bare.hypercall(Nr::EVENT_CHANNEL_OP, [EVTCHNOP_send as usize, &raw mut send as usize, 0, 0, 0]) };
+}

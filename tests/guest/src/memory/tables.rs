@@ -1,0 +1,134 @@
+//! Page tables: looked at directly (they are mapped read-only), changed by hypercall.
+
+use hypercall::Hypervisor;
+use x86_64::VirtAddr;
+use x86_64::structures::paging::{PageTableFlags, page_table::PageTableLevel};
+use xen_sys::xen::{DOMID_SELF, MMU_NORMAL_PT_UPDATE, MmuUpdate, UVMF_INVLPG};
+use xen_sys::{Mfn, Nr};
+
+use crate::Bare;
+use crate::boot::start_info;
+use crate::memory::{PAGE_SIZE, frames};
+
+/// Bits of an entry that hold the machine address.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// What a mapping allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading: what page tables must be mapped as.
+    ReadOnly,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+impl Access {
+    const fn flags(self) -> PageTableFlags {
+        let read = PageTableFlags::PRESENT.union(PageTableFlags::ACCESSED).union(PageTableFlags::NO_EXECUTE);
+        match self {
+            Self::ReadOnly => read,
+            Self::ReadWrite => read.union(PageTableFlags::WRITABLE).union(PageTableFlags::DIRTY),
+        }
+    }
+}
+
+/// Makes the entry that maps `mfn`.
+pub const fn leaf(mfn: Mfn, access: Access) -> u64 {
+    mfn.0 << 12 | access.flags().bits()
+}
+
+/// One entry: where it stands in the machine's memory, and what it holds.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    machine_address: u64,
+    value: u64,
+}
+
+impl Entry {
+    fn is_present(self) -> bool {
+        self.value & PageTableFlags::PRESENT.bits() != 0
+    }
+
+    fn frame(self) -> Mfn {
+        Mfn((self.value & ADDRESS) >> 12)
+    }
+}
+
+/// Walks down to the entry of `level` for `va`; `None` where a table on the way is missing.
+fn entry(va: usize, level: PageTableLevel) -> Option<Entry> {
+    let mut table = frames::mfn_at(start_info().pt_base);
+    let mut at = PageTableLevel::Four;
+    loop {
+        let index = u64::from(VirtAddr::new_truncate(va as u64).page_table_index(at));
+        let address = frames::address(table) + index as usize * 8;
+        // SAFETY: tables of the domain lie in its linearly mapped memory, where they can be read.
+        let value = unsafe { (address as *const u64).read_volatile() };
+        let entry = Entry { machine_address: (table.0 << 12) + index * 8, value };
+        if at == level {
+            return Some(entry);
+        }
+        if !entry.is_present() {
+            return None;
+        }
+        table = entry.frame();
+        at = at.next_lower_level()?;
+    }
+}
+
+/// Returns what is mapped at `va`: the frame, and whether it can be written.
+pub fn mapping(va: usize) -> Option<(Mfn, Access)> {
+    let entry = entry(va, PageTableLevel::One).filter(|entry| entry.is_present())?;
+    let writable = entry.value & PageTableFlags::WRITABLE.bits() != 0;
+    Some((entry.frame(), if writable { Access::ReadWrite } else { Access::ReadOnly }))
+}
+
+/// Tells whether there is a level-1 table for `va`.
+pub fn has_leaf_table(va: usize) -> bool {
+    entry(va, PageTableLevel::Two).is_some_and(Entry::is_present)
+}
+
+/// Sets what the page at `va` maps.
+///
+/// # Panics
+/// If Xen refuses, as it does where there is no level-1 table, or where the frame is a page table or not the domain's.
+pub fn set_leaf(va: usize, mapping: Option<(Mfn, Access)>) {
+    let value = mapping.map_or(0, |(mfn, access)| leaf(mfn, access));
+    // SAFETY: no pointer is passed. What is mapped where is the caller's knowledge: `memory` alone calls this, for pages
+    // that it owns.
+    let answer = unsafe { Bare.hypercall(Nr::UPDATE_VA_MAPPING, [va, value as usize, UVMF_INVLPG, 0, 0]) };
+    assert!(answer == 0, "update_va_mapping({va:#x}, {value:#x}): {answer}");
+}
+
+/// Makes the page at `table`, filled with entries, the level-1 table for the addresses around `va`. The page can't be
+/// written any more.
+///
+/// # Panics
+/// If Xen refuses the page, or there is no level-2 table for `va`.
+pub fn set_leaf_table(va: usize, table: usize) {
+    let mfn = frames::mfn_at(table);
+    set_leaf(table, Some((mfn, Access::ReadOnly)));
+    let slot = entry(va, PageTableLevel::Two).expect("no level-2 table");
+    let flags = PageTableFlags::PRESENT | PageTableFlags::WRITABLE | PageTableFlags::ACCESSED;
+    let update = MmuUpdate {
+        ptr: slot.machine_address | MMU_NORMAL_PT_UPDATE,
+        val: mfn.0 << 12 | flags.bits(),
+    };
+    let mut done: u32 = 0;
+    // SAFETY: one update, and a counter that lives as long as the call.
+    let answer = unsafe {
+        Bare.hypercall(
+            Nr::MMU_UPDATE,
+            [&raw const update as usize, 1, &raw mut done as usize, DOMID_SELF.0 as usize, 0],
+        )
+    };
+    assert!(answer == 0 && done == 1, "mmu_update({:#x}, {:#x}): {answer}", update.ptr, update.val);
+}
+
+/// Returns the first address from `va` on where nothing is mapped.
+pub fn first_gap(va: usize) -> usize {
+    let mut va = va & !(PAGE_SIZE - 1);
+    while mapping(va).is_some() {
+        va += PAGE_SIZE;
+    }
+    va
+}

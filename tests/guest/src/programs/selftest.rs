@@ -1,0 +1,340 @@
+//! Tests of the platform by itself: what the drivers' scenarios take for granted.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering::SeqCst;
+
+use hypercall::{Hypervisor, Nr, Platform, Port, Region};
+use xen_sys::event_channel::{
+    EVTCHNOP_alloc_unbound, EVTCHNOP_bind_interdomain, EVTCHNOP_close, EVTCHNOP_send, EvtchnAllocUnbound,
+    EvtchnBindInterdomain, EvtchnClose, EvtchnSend,
+};
+use xen_sys::version::XENVER_version;
+use xen_sys::xen::DOMID_SELF;
+use xen_sys::{Mfn, Pfn};
+
+use super::Args;
+use crate::memory::tables::{self, Access};
+use crate::memory::{PAGE_SIZE, TABLE_SPAN, WINDOW_PAGES, frames, pages};
+use crate::shared::{self, Scale};
+use crate::traps::{probe_read, probe_write};
+use crate::{Bare, bare, println};
+
+/// A claim, and how it is tried.
+type Test = (&'static str, fn() -> Result<(), String>);
+
+const TESTS: &[Test] = &[
+    ("each frame number leads to the machine frame and back", frame_numbers_agree),
+    ("page tables say what the frame list says", page_tables_agree),
+    ("pages come zeroed and aligned, and go back", pages_come_zeroed),
+    ("no two pages share a frame", pages_are_distinct),
+    ("the heap keeps what it is given, and loses nothing", heap_keeps),
+    ("more pages than there are, are refused", too_much_is_refused),
+    ("the window faults, shows a frame, and faults again", window_shows_frames),
+    ("a read-only mapping refuses a write", read_only_refuses),
+    ("window space is taken once and reused", window_is_reused),
+    ("ticks become nanoseconds as the header says", ticks_become_nanoseconds),
+    ("time goes on and never back", time_goes_on),
+    ("waiting ends at its deadline, not before", waiting_ends),
+    ("waiting ends early for an event", event_ends_waiting),
+    ("both ways into Xen answer alike", both_entries_agree),
+    ("arguments are found by key", arguments_are_found),
+];
+
+pub(super) fn run(_: &Args<'_>) -> Result<(), String> {
+    let mut failed = 0;
+    for (claim, test) in TESTS {
+        match test() {
+            Ok(()) => println!("selftest: ok: {claim}"),
+            Err(message) => {
+                println!("selftest: FAILED: {claim}: {message}");
+                failed += 1;
+            }
+        }
+    }
+    if failed == 0 { Ok(()) } else { Err(format!("{failed} of {} tests", TESTS.len())) }
+}
+
+/// Fails with the line if the condition doesn't hold.
+macro_rules! ensure {
+    ($condition:expr, $($line:tt)+) => {
+        if !$condition {
+            return Err(format!($($line)+));
+        }
+    };
+}
+
+fn frame_numbers_agree() -> Result<(), String> {
+    for pfn in (0..frames::count() as u64).map(Pfn) {
+        let mfn = frames::mfn(pfn);
+        ensure!(frames::pfn(mfn) == pfn, "{pfn:x?} is {mfn:x?}, which is {:x?}", frames::pfn(mfn));
+    }
+    Ok(())
+}
+
+fn page_tables_agree() -> Result<(), String> {
+    let page = take(Region::Memory, 1)?;
+    let stack = &raw const page as usize;
+    for va in [page.as_ptr() as usize, stack] {
+        let (mfn, access) = tables::mapping(va).ok_or_else(|| format!("{va:#x} is not mapped"))?;
+        ensure!(mfn == frames::mfn_at(va), "{va:#x} maps {mfn:x?}, not {:x?}", frames::mfn_at(va));
+        ensure!(access == Access::ReadWrite, "{va:#x} is read-only");
+    }
+    give(Region::Memory, page, 1);
+    Ok(())
+}
+
+fn pages_come_zeroed() -> Result<(), String> {
+    let before = pages::usage();
+    for round in 0..3 {
+        for count in [1, 2, 7, 64] {
+            let pages = take(Region::Memory, count)?;
+            let address = pages.as_ptr() as usize;
+            ensure!(address.is_multiple_of(PAGE_SIZE), "{address:#x} is no page");
+            // SAFETY: just allocated, and nobody else's.
+            let bytes = unsafe { core::slice::from_raw_parts_mut(pages.as_ptr(), count * PAGE_SIZE) };
+            ensure!(bytes.iter().all(|&byte| byte == 0), "round {round}: {count} pages are not zero");
+            bytes.fill(0xa5);
+            give(Region::Memory, pages, count);
+        }
+    }
+    ensure!(pages::usage() == before, "in use: {:?}, before: {before:?}", pages::usage());
+    Ok(())
+}
+
+fn pages_are_distinct() -> Result<(), String> {
+    let pages = (0..100).map(|_| take(Region::Memory, 1)).collect::<Result<Vec<_>, _>>()?;
+    let mut frames: Vec<_> = pages.iter().map(|&page| Bare.gfn_of(page)).collect();
+    frames.sort_unstable();
+    frames.dedup();
+    pages.into_iter().for_each(|page| give(Region::Memory, page, 1));
+    ensure!(frames.len() == 100, "100 pages have {} frames", frames.len());
+    Ok(())
+}
+
+fn heap_keeps() -> Result<(), String> {
+    let before = pages::usage();
+    {
+        let mut kept: Vec<Vec<u8>> = Vec::new();
+        for round in 0..200usize {
+            kept.push(alloc::vec![round as u8; round * 37 % 5000 + 1]);
+            if round % 3 == 2 {
+                kept.swap_remove(round / 3);
+            }
+        }
+        for piece in &kept {
+            ensure!(piece.iter().all(|byte| byte == &piece[0]), "a piece of {} bytes changed", piece.len());
+        }
+        let (used, _) = pages::usage();
+        ensure!(used > before.0, "{used} bytes in use with {} pieces", kept.len());
+    }
+    ensure!(pages::usage() == before, "in use: {:?}, before: {before:?}", pages::usage());
+    Ok(())
+}
+
+fn too_much_is_refused() -> Result<(), String> {
+    let (_, size) = pages::usage();
+    for (region, count) in [
+        (Region::Memory, size / PAGE_SIZE + 1),
+        (Region::Memory, 0),
+        (Region::Memory, usize::MAX),
+        (Region::Unbacked, WINDOW_PAGES + 1),
+        (Region::Unbacked, 0),
+    ] {
+        ensure!(Bare.alloc(region, count).is_none(), "{count} pages of {region:?} were granted");
+    }
+    Ok(())
+}
+
+fn window_shows_frames() -> Result<(), String> {
+    let page = take(Region::Memory, 1)?;
+    let window = take(Region::Unbacked, 3)?;
+    let at = window.as_ptr() as usize + PAGE_SIZE;
+    let word = page.cast::<u64>();
+    // SAFETY: own page.
+    unsafe { word.write_volatile(0x0123_4567_89ab_cdef) };
+    ensure!(probe_read(at).is_none(), "readable before it is mapped");
+    tables::set_leaf(at, Some((frame(page), Access::ReadWrite)));
+    let seen = probe_read(at);
+    ensure!(seen == Some(0x0123_4567_89ab_cdef), "shows {seen:x?}");
+    ensure!(probe_read(at + PAGE_SIZE).is_none(), "the neighbour is readable");
+    // SAFETY: the address shows the own page.
+    ensure!(unsafe { probe_write(at, 42) }, "can't be written");
+    // SAFETY: own page.
+    let written = unsafe { word.read_volatile() };
+    ensure!(written == 42, "the page holds {written}");
+    tables::set_leaf(at, None);
+    ensure!(probe_read(at).is_none(), "readable after it was unmapped");
+    give(Region::Unbacked, window, 3);
+    give(Region::Memory, page, 1);
+    Ok(())
+}
+
+fn read_only_refuses() -> Result<(), String> {
+    let page = take(Region::Memory, 1)?;
+    let window = take(Region::Unbacked, 1)?;
+    let at = window.as_ptr() as usize;
+    tables::set_leaf(at, Some((frame(page), Access::ReadOnly)));
+    ensure!(probe_read(at) == Some(0), "can't be read");
+    // SAFETY: were it possible, it would go to the own page.
+    ensure!(!unsafe { probe_write(at, 1) }, "was written");
+    ensure!(probe_read(at) == Some(0), "has changed");
+    tables::set_leaf(at, None);
+    give(Region::Unbacked, window, 1);
+    give(Region::Memory, page, 1);
+    Ok(())
+}
+
+fn window_is_reused() -> Result<(), String> {
+    // More than one level-1 table maps.
+    let count = TABLE_SPAN / PAGE_SIZE + 10;
+    let first = take(Region::Unbacked, count)?;
+    let second = take(Region::Unbacked, 1)?;
+    ensure!(second.as_ptr() as usize == first.as_ptr() as usize + count * PAGE_SIZE, "{second:p} overlaps {first:p}");
+    let last = first.as_ptr() as usize + (count - 1) * PAGE_SIZE;
+    ensure!(tables::has_leaf_table(last), "no table for the last page");
+    give(Region::Unbacked, first, count);
+    let third = take(Region::Unbacked, 2)?;
+    ensure!(third == first, "{third:p} instead of {first:p}");
+    give(Region::Unbacked, third, 2);
+    give(Region::Unbacked, second, 1);
+    Ok(())
+}
+
+fn ticks_become_nanoseconds() -> Result<(), String> {
+    // 2 GHz: a tick is half a nanosecond.
+    let half = Scale { tsc_timestamp: 1000, system_time: 7, tsc_to_system_mul: 1 << 31, tsc_shift: 0 };
+    let cases = [
+        (half, 1000, 7),
+        (half, 3000, 1007),
+        (half, 999, 7),
+        (Scale { tsc_shift: 1, ..half }, 3000, 2007),
+        (Scale { tsc_shift: -2, ..half }, 3000, 257),
+        // An hour of ticks at 4 GHz shifted up by 8 is more than 64 bits hold once it is multiplied.
+        (Scale { tsc_timestamp: 0, tsc_shift: 8, ..half }, 14_400_000_000_000, 1_843_200_000_000_007),
+    ];
+    for (scale, tsc, expected) in cases {
+        let time = scale.system_time(tsc);
+        ensure!(time == expected, "{scale:?} at {tsc}: {time}, not {expected}");
+    }
+    Ok(())
+}
+
+fn time_goes_on() -> Result<(), String> {
+    let start = Bare.now_ns();
+    let mut last = start;
+    for _ in 0..10_000 {
+        let now = Bare.now_ns();
+        ensure!(now >= last, "{now} after {last}");
+        last = now;
+    }
+    ensure!(last > start, "stands at {start}");
+    Ok(())
+}
+
+fn waiting_ends() -> Result<(), String> {
+    for milliseconds in [1, 5, 20] {
+        let start = Bare.now_ns();
+        let deadline = start + milliseconds * 1_000_000;
+        Bare.wait(&[], deadline);
+        let now = Bare.now_ns();
+        // Xen's timers may be early by their slop of 50 µs.
+        ensure!(now + 100_000 >= deadline, "{} ns too early", deadline - now);
+        ensure!(now < deadline + 500_000_000, "{} ns too late", now - deadline);
+    }
+    Bare.wait(&[], 0);
+    Ok(())
+}
+
+fn event_ends_waiting() -> Result<(), String> {
+    let port = unbound_port()?;
+    let ports = [port];
+    ensure!(!shared::is_pending(port), "{port:?} is pending at birth");
+    // Binding the port to one of our own makes the first event; sending makes more.
+    let own = bind_to(port)?;
+    let start = Bare.now_ns();
+    event(EVTCHNOP_send, &mut EvtchnSend { port: own })?;
+    Bare.wait(&ports, start + 10_000_000_000);
+    ensure!(shared::is_pending(port), "{port:?} is not pending");
+    ensure!(Bare.now_ns() < start + 5_000_000_000, "waited to the end");
+    // A wait for more ports than one poll takes looks at every one of them.
+    let mut many = alloc::vec![own; 200];
+    many.push(port);
+    clear(own);
+    let start = Bare.now_ns();
+    Bare.wait(&many, start + 10_000_000_000);
+    ensure!(Bare.now_ns() < start + 5_000_000_000, "waited to the end for {} ports", many.len());
+    clear(port);
+    ensure!(!shared::is_pending(port), "{port:?} is pending still");
+    event(EVTCHNOP_close, &mut EvtchnClose { port: own })?;
+    event(EVTCHNOP_close, &mut EvtchnClose { port })?;
+    Ok(())
+}
+
+fn both_entries_agree() -> Result<(), String> {
+    let nr = Nr::XEN_VERSION;
+    let args = [XENVER_version as usize, 0, 0, 0, 0];
+    // SAFETY: no pointer is passed.
+    let (plain, by_page) = unsafe { (Bare.hypercall(nr, args), bare::by_page(nr, args)) };
+    ensure!(plain == by_page && plain > 0, "{plain:#x} and {by_page:#x}");
+    Ok(())
+}
+
+fn arguments_are_found() -> Result<(), String> {
+    let (name, args) = Args::split("  linux disk=xvda count=12  flag x=1=2");
+    ensure!(name == "linux", "{name:?}");
+    for (key, value) in [("disk", Some("xvda")), ("x", Some("1=2")), ("dis", None), ("flag", None)] {
+        ensure!(args.get(key) == value, "{key}: {:?}", args.get(key));
+    }
+    ensure!(args.number("count", 3) == Ok(12), "{:?}", args.number("count", 3));
+    ensure!(args.number("none", 3) == Ok(3), "{:?}", args.number("none", 3));
+    ensure!(args.number("disk", 3).is_err(), "{:?}", args.number("disk", 3));
+    ensure!(Args::split("").0.is_empty(), "{:?}", Args::split("").0);
+    Ok(())
+}
+
+fn take(region: Region, count: usize) -> Result<NonNull<u8>, String> {
+    Bare.alloc(region, count).ok_or_else(|| format!("no {count} pages of {region:?}"))
+}
+
+fn give(region: Region, va: NonNull<u8>, count: usize) {
+    // SAFETY: each test gives back what it took, and has unmapped what it mapped.
+    unsafe { Bare.free(region, va, count) };
+}
+
+fn frame(page: NonNull<u8>) -> Mfn {
+    Mfn(Bare.gfn_of(page).0)
+}
+
+/// Asks for an operation on event channels.
+fn event<T>(operation: u32, argument: &mut T) -> Result<(), String> {
+    let args = [operation as usize, &raw mut *argument as usize, 0, 0, 0];
+    // SAFETY: the argument is the structure of that operation, and lives as long as the call.
+    match unsafe { Bare.hypercall(Nr::EVENT_CHANNEL_OP, args) } {
+        0 => Ok(()),
+        error => Err(format!("event_channel_op {operation}: {error}")),
+    }
+}
+
+/// Allocates a port for this domain to bind to.
+fn unbound_port() -> Result<Port, String> {
+    let mut unbound = EvtchnAllocUnbound { dom: DOMID_SELF, remote_dom: DOMID_SELF, port: Port(0) };
+    event(EVTCHNOP_alloc_unbound, &mut unbound)?;
+    Ok(unbound.port)
+}
+
+/// Binds a second port to `remote`; the first event arrives there.
+fn bind_to(remote: Port) -> Result<Port, String> {
+    let mut bind = EvtchnBindInterdomain { remote_dom: DOMID_SELF, remote_port: remote, local_port: Port(0) };
+    event(EVTCHNOP_bind_interdomain, &mut bind)?;
+    Ok(bind.local_port)
+}
+
+fn clear(port: Port) {
+    let (word, bit) = (port.0 / usize::BITS, port.0 % usize::BITS);
+    if let Some(word) = shared::shared_info().and_then(|info| info.evtchn_pending.get(word as usize)) {
+        word.fetch_and(!(1 << bit), SeqCst);
+    }
+}
