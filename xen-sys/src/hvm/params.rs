@@ -1,0 +1,1 @@
+//! `hvm/params.h`.
