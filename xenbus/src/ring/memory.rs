@@ -1,0 +1,239 @@
+//! The memory of a message ring: the index words at its beginning and the slots behind them.
+
+use core::mem::{MaybeUninit, offset_of};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use hypercall::grant::{Grants, SharedPages};
+use hypercall::mem::Shared;
+use xen_sys::Wire;
+use xen_sys::io::ring::Sring;
+
+/// One of the four words that both ends see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// How many requests the front end has published.
+    ReqProd,
+    /// At which request the back end wants an event.
+    ReqEvent,
+    /// How many responses the back end has published.
+    RspProd,
+    /// At which response the front end wants an event.
+    RspEvent,
+}
+
+impl Field {
+    /// Returns where the word stands (io/ring.h, struct x_sring).
+    pub const fn offset(self) -> usize {
+        match self {
+            Self::ReqProd => offset_of!(Sring, req_prod),
+            Self::ReqEvent => offset_of!(Sring, req_event),
+            Self::RspProd => offset_of!(Sring, rsp_prod),
+            Self::RspEvent => offset_of!(Sring, rsp_event),
+        }
+    }
+}
+
+/// A free-running index. It is 32 bits wide on every real ring; tests use 8 bits, which they can exhaust.
+pub trait Index: Copy + Eq + Ord {
+    /// Zero.
+    const ZERO: Self;
+    /// Returns `self + count`, wrapping.
+    fn plus(self, count: u32) -> Self;
+    /// Returns `self - other`, wrapping.
+    fn minus(self, other: Self) -> u32;
+    /// Returns the slot that the index stands for, in a ring of `mask + 1` slots.
+    fn slot(self, mask: u32) -> usize;
+}
+
+impl Index for u32 {
+    const ZERO: Self = 0;
+
+    #[inline]
+    fn plus(self, count: u32) -> Self {
+        self.wrapping_add(count)
+    }
+
+    #[inline]
+    fn minus(self, other: Self) -> u32 {
+        self.wrapping_sub(other)
+    }
+
+    #[inline]
+    fn slot(self, mask: u32) -> usize {
+        (self & mask) as usize
+    }
+}
+
+impl Index for u8 {
+    const ZERO: Self = 0;
+
+    fn plus(self, count: u32) -> Self {
+        self.wrapping_add(count as Self)
+    }
+
+    fn minus(self, other: Self) -> u32 {
+        u32::from(self.wrapping_sub(other))
+    }
+
+    fn slot(self, mask: u32) -> usize {
+        (u32::from(self) & mask) as usize
+    }
+}
+
+/// The memory of a ring. [`RingPages`] is the real one; models of it make the rings testable by loom and exhaustively.
+pub trait RingMemory {
+    /// Width of the indices.
+    type Index: Index;
+    /// What stands in a slot: a request, and later the response to some request.
+    type Request: Wire;
+    /// See `Request`.
+    type Response: Wire;
+
+    /// Returns how many slots there are, a power of two.
+    fn slots(&self) -> u32;
+    /// Reads an index word.
+    fn load(&self, field: Field, order: Ordering) -> Self::Index;
+    /// Writes an index word.
+    fn store(&self, field: Field, value: Self::Index, order: Ordering);
+    /// Copies the request in a slot. `slot` < `slots()`.
+    fn read_request(&self, slot: usize) -> Self::Request;
+    /// Copies a request into a slot. `slot` < `slots()`.
+    fn write_request(&self, slot: usize, request: &Self::Request);
+    /// Copies the response in a slot. `slot` < `slots()`.
+    fn read_response(&self, slot: usize) -> Self::Response;
+    /// Copies a response into a slot. `slot` < `slots()`.
+    fn write_response(&self, slot: usize, response: &Self::Response);
+}
+
+/// Memory that a ring can stand in: own pages that are granted, or a peer's pages that are mapped.
+///
+/// # Safety
+/// `view` returns the same page-aligned bytes each time, wherever the value is moved to, and they stay accessible until
+/// it is dropped.
+pub unsafe trait Backing {
+    /// Returns the memory.
+    fn view(&self) -> Shared<'_>;
+}
+
+// SAFETY: the pages are allocated once, by themselves, and freed in the drop.
+unsafe impl<G: Grants> Backing for SharedPages<G> {
+    fn view(&self) -> Shared<'_> {
+        self.shared()
+    }
+}
+
+/// A ring of requests `Q` and responses `S` in real shared pages.
+pub struct RingPages<B: Backing, Q, S> {
+    backing: B,
+    base: NonNull<u8>,
+    slots: u32,
+    of: core::marker::PhantomData<(Q, S)>,
+}
+
+// SAFETY: `base` points into `backing`, is accessed by atomics only, and moves along with it.
+unsafe impl<B: Backing + Send, Q, S> Send for RingPages<B, Q, S> {}
+
+impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
+    /// Bytes of a slot: the larger of request and response.
+    const SLOT: usize = if size_of::<Q>() > size_of::<S>() { size_of::<Q>() } else { size_of::<S>() };
+
+    /// Puts a ring into `backing`; as many slots as it holds, rounded down to a power of two. Changes nothing in it.
+    ///
+    /// # Panics
+    /// If not even one slot fits, which no whole page can cause.
+    pub fn new(backing: B) -> Self {
+        let view = backing.view();
+        let fit = view.len().saturating_sub(size_of::<Sring>()) / Self::SLOT;
+        let slots = 1u32 << fit.ilog2();
+        let base = view.as_ptr();
+        Self { backing, base, slots, of: core::marker::PhantomData }
+    }
+
+    /// Returns the memory that the ring stands in.
+    pub const fn backing(&self) -> &B {
+        &self.backing
+    }
+
+    #[inline]
+    fn word(&self, field: Field) -> &AtomicU32 {
+        // SAFETY: the words lie within the first 64 bytes of a page, aligned, and are accessed by atomics only.
+        unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(field.offset()).cast()) }
+    }
+
+    #[inline]
+    fn slot(&self, slot: usize) -> *mut u8 {
+        debug_assert!(slot < self.slots as usize, "slot {slot} of {}", self.slots);
+        // SAFETY: `new` made as many slots as the memory holds, and callers mask the index.
+        unsafe { self.base.as_ptr().add(size_of::<Sring>() + slot * Self::SLOT) }
+    }
+
+    /// Copies a `T` out of a slot, each word read once.
+    #[inline]
+    fn read<T: Wire>(&self, slot: usize) -> T {
+        let from = self.slot(slot).cast::<u32>();
+        let mut to = MaybeUninit::<T>::uninit();
+        for index in 0..size_of::<T>() / 4 {
+            // SAFETY: a slot is at least as large as `T` and aligned to four bytes, like every slot size of `Wire` types.
+            let word = unsafe { AtomicU32::from_ptr(from.add(index)) }.load(Ordering::Relaxed);
+            // SAFETY: inside `to`, whose alignment may be less than four.
+            unsafe { to.as_mut_ptr().cast::<u32>().add(index).write_unaligned(word) };
+        }
+        // SAFETY: all bytes were written, and `Wire` accepts every pattern of them.
+        unsafe { to.assume_init() }
+    }
+
+    /// Copies a `T` into a slot.
+    #[inline]
+    fn write<T: Wire>(&self, slot: usize, value: &T) {
+        let to = self.slot(slot).cast::<u32>();
+        let from = core::ptr::from_ref(value).cast::<u32>();
+        for index in 0..size_of::<T>() / 4 {
+            // SAFETY: inside `value`, which has no padding as `Wire` says.
+            let word = unsafe { from.add(index).read_unaligned() };
+            // SAFETY: a slot is at least as large as `T` and aligned to four bytes.
+            unsafe { AtomicU32::from_ptr(to.add(index)) }.store(word, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<B: Backing, Q: Wire, S: Wire> RingMemory for RingPages<B, Q, S> {
+    type Index = u32;
+    type Request = Q;
+    type Response = S;
+
+    #[inline]
+    fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    #[inline]
+    fn load(&self, field: Field, order: Ordering) -> u32 {
+        self.word(field).load(order)
+    }
+
+    #[inline]
+    fn store(&self, field: Field, value: u32, order: Ordering) {
+        self.word(field).store(value, order);
+    }
+
+    #[inline]
+    fn read_request(&self, slot: usize) -> Q {
+        self.read(slot)
+    }
+
+    #[inline]
+    fn write_request(&self, slot: usize, request: &Q) {
+        self.write(slot, request);
+    }
+
+    #[inline]
+    fn read_response(&self, slot: usize) -> S {
+        self.read(slot)
+    }
+
+    #[inline]
+    fn write_response(&self, slot: usize, response: &S) {
+        self.write(slot, response);
+    }
+}

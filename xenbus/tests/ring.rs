@@ -1,0 +1,243 @@
+//! Message rings: exhaustively with indices of eight bits, and in real pages' layout by a peer that lies.
+#![cfg(not(loom))]
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+use xen_sys::Wire;
+use xenbus::ring::{BackRing, Field, FrontRing, Notify, RingError, RingMemory};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+struct Msg(u32);
+
+// SAFETY: one plain word.
+unsafe impl Wire for Msg {}
+
+/// A ring of four slots with indices of eight bits.
+#[derive(Clone)]
+struct Small(Rc<Cells>);
+
+struct Cells {
+    words: [Cell<u8>; 4],
+    slots: Vec<Cell<u32>>,
+}
+
+impl Small {
+    fn new(slots: usize) -> Self {
+        Self(Rc::new(Cells { words: Default::default(), slots: vec![Cell::new(0); slots] }))
+    }
+
+    fn word(&self, field: Field) -> &Cell<u8> {
+        &self.0.words[field.offset() / 4]
+    }
+}
+
+impl RingMemory for Small {
+    type Index = u8;
+    type Request = Msg;
+    type Response = Msg;
+
+    fn slots(&self) -> u32 {
+        self.0.slots.len() as u32
+    }
+
+    fn load(&self, field: Field, _: Ordering) -> u8 {
+        self.word(field).get()
+    }
+
+    fn store(&self, field: Field, value: u8, _: Ordering) {
+        self.word(field).set(value);
+    }
+
+    fn read_request(&self, slot: usize) -> Msg {
+        Msg(self.0.slots[slot].get())
+    }
+
+    fn write_request(&self, slot: usize, request: &Msg) {
+        self.0.slots[slot].set(request.0);
+    }
+
+    fn read_response(&self, slot: usize) -> Msg {
+        self.read_request(slot)
+    }
+
+    fn write_response(&self, slot: usize, response: &Msg) {
+        self.write_request(slot, response);
+    }
+}
+
+fn pair(slots: usize, start: u8) -> (Small, FrontRing<Small>, BackRing<Small>) {
+    let memory = Small::new(slots);
+    let front = FrontRing::starting_at(memory.clone(), start);
+    let back = BackRing::attach(memory.clone());
+    (memory, front, back)
+}
+
+#[test]
+fn every_message_arrives_once_in_order_from_every_starting_index_and_batch() {
+    for start in 0..=255 {
+        for batch in 1..=4 {
+            let (_, mut front, mut back) = pair(4, start);
+            let (mut sent, mut taken, mut answered) = (0, 0, 0);
+            while answered < 40 {
+                for _ in 0..batch {
+                    if front.push(&Msg(sent)) {
+                        sent += 1;
+                    }
+                }
+                let _ = front.publish();
+                while let Some(request) = back.pop().unwrap() {
+                    assert_eq!(request, Msg(taken));
+                    assert!(back.respond(&Msg(1000 + taken)));
+                    taken += 1;
+                }
+                let _ = back.publish();
+                while let Some(response) = front.pop().unwrap() {
+                    assert_eq!(response, Msg(1000 + answered));
+                    answered += 1;
+                }
+                assert_eq!(front.free(), 4);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_full_ring_takes_no_more_and_loses_nothing() {
+    for start in 0..=255 {
+        let (_, mut front, mut back) = pair(4, start);
+        for value in 0..4 {
+            assert!(front.push(&Msg(value)));
+        }
+        assert!(!front.push(&Msg(99)));
+        assert_eq!(front.free(), 0);
+        let _ = front.publish();
+        for value in 0..4 {
+            assert_eq!(back.pop(), Ok(Some(Msg(value))));
+        }
+        assert_eq!(back.pop(), Ok(None));
+    }
+}
+
+#[test]
+fn back_ring_accepts_a_request_producer_iff_it_is_within_what_was_taken_and_the_size() {
+    for start in 0..=255u8 {
+        for taken in 0..=4u8 {
+            for lie in 0..=255u8 {
+                let (memory, mut front, mut back) = pair(4, start);
+                for value in 0..u32::from(taken) {
+                    assert!(front.push(&Msg(value)));
+                }
+                let _ = front.publish();
+                for _ in 0..taken {
+                    assert!(back.pop().unwrap().is_some());
+                }
+                memory.store(Field::ReqProd, lie, Ordering::Relaxed);
+                let ahead = lie.wrapping_sub(start);
+                match back.pop() {
+                    Ok(None) => assert_eq!(ahead, taken),
+                    Ok(Some(_)) => assert!(ahead > taken && ahead <= 4, "{start} {taken} {lie}"),
+                    Err(error) => {
+                        assert!(ahead < taken || ahead > 4, "{start} {taken} {lie}");
+                        assert_eq!(error, RingError::PeerOverflow { claimed: ahead.into(), size: 4 });
+                        memory.store(Field::ReqProd, start.wrapping_add(taken), Ordering::Relaxed);
+                        assert_eq!(back.pop(), Err(error), "a broken ring stays broken");
+                        assert_eq!(back.arm(), Err(error));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn front_ring_rejects_a_response_producer_beyond_its_requests() {
+    for start in 0..=255u8 {
+        for outstanding in 0..=4u8 {
+            for lie in 0..=255u8 {
+                let (memory, mut front, _) = pair(4, start);
+                for value in 0..u32::from(outstanding) {
+                    assert!(front.push(&Msg(value)));
+                }
+                let _ = front.publish();
+                memory.store(Field::RspProd, lie, Ordering::Relaxed);
+                let claimed = lie.wrapping_sub(start);
+                match front.pop() {
+                    Ok(None) => assert_eq!(claimed, 0),
+                    Ok(Some(_)) => assert!(claimed <= outstanding),
+                    Err(error) => {
+                        let size = u32::from(outstanding);
+                        assert!(claimed > outstanding);
+                        assert_eq!(error, RingError::PeerOverflow { claimed: claimed.into(), size });
+                        assert_eq!(front.arm(), Err(error));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn requests_that_were_pushed_but_not_published_can_not_be_answered() {
+    let (memory, mut front, _) = pair(4, 0);
+    assert!(front.push(&Msg(1)));
+    memory.store(Field::RspProd, 1, Ordering::Relaxed);
+    assert_eq!(front.pop(), Err(RingError::PeerOverflow { claimed: 1, size: 0 }));
+}
+
+#[test]
+fn a_response_to_nothing_is_not_written() {
+    let (_, mut front, mut back) = pair(4, 7);
+    assert!(!back.respond(&Msg(1)));
+    assert_eq!(back.publish(), Notify::No);
+    assert_eq!(front.pop(), Ok(None));
+}
+
+#[test]
+fn the_peer_is_notified_iff_the_move_passes_the_index_that_it_waits_for() {
+    for start in 0..=255u8 {
+        for event in 0..=255u8 {
+            for pushed in 1..=4u8 {
+                let (memory, mut front, _) = pair(4, start);
+                memory.store(Field::ReqEvent, event, Ordering::Relaxed);
+                for value in 0..u32::from(pushed) {
+                    assert!(front.push(&Msg(value)));
+                }
+                let passed = (1..=pushed).any(|step| start.wrapping_add(step) == event);
+                assert_eq!(front.publish() == Notify::Yes, passed, "{start} {event} {pushed}");
+                assert_eq!(front.publish(), Notify::No, "nothing new to tell");
+            }
+        }
+    }
+}
+
+#[test]
+fn arming_tells_of_what_came_before_it() {
+    for start in 0..=255u8 {
+        let (_, mut front, mut back) = pair(4, start);
+        assert_eq!(back.arm(), Ok(false));
+        assert!(front.push(&Msg(1)));
+        assert_eq!(front.publish(), Notify::Yes);
+        assert_eq!(back.arm(), Ok(true));
+        assert_eq!(back.pop(), Ok(Some(Msg(1))));
+        assert_eq!(front.arm(), Ok(false));
+        assert!(back.respond(&Msg(2)));
+        assert_eq!(back.publish(), Notify::Yes);
+        assert_eq!(front.arm(), Ok(true));
+        assert_eq!(front.pop(), Ok(Some(Msg(2))));
+    }
+}
+
+#[test]
+fn an_unarmed_peer_is_notified_once_for_a_batch() {
+    let (_, mut front, mut back) = pair(8, 250);
+    assert_eq!(back.arm(), Ok(false));
+    let mut notified = 0;
+    for value in 0..8 {
+        assert!(front.push(&Msg(value)));
+        notified += u32::from(front.publish() == Notify::Yes);
+    }
+    assert_eq!(notified, 1);
+}
