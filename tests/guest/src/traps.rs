@@ -236,8 +236,9 @@ impl fmt::Display for Registers {
         if self.vector == PAGE_FAULT {
             write!(f, ", address {:#x}", shared::fault_address())?;
         }
+        // Above the selector stands whether events were masked.
         let rows = [
-            [("rip", self.rip), ("rsp", self.rsp), ("rflags", self.rflags), ("cs", self.cs)],
+            [("rip", self.rip), ("rsp", self.rsp), ("rflags", self.rflags), ("cs", self.cs & 0xffff)],
             [("rax", self.rax), ("rbx", self.rbx), ("rcx", self.rcx), ("rdx", self.rdx)],
             [("rsi", self.rsi), ("rdi", self.rdi), ("rbp", self.rbp), ("r8", self.r8)],
             [("r9", self.r9), ("r10", self.r10), ("r11", self.r11), ("r12", self.r12)],

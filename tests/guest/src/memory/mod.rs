@@ -18,6 +18,7 @@ pub mod window;
 use xen_sys::Mfn;
 
 use crate::boot::VIRT_BASE;
+use tables::Access;
 
 /// Bytes in a page.
 pub const PAGE_SIZE: usize = 4096;
@@ -28,9 +29,31 @@ pub const WINDOW_BASE: usize = VIRT_BASE + 0x3000_0000;
 /// Pages of the window: 64 MiB.
 pub const WINDOW_PAGES: usize = 16384;
 
-/// Makes own memory usable: after this the heap, [`pages`] and [`window`] work.
+unsafe extern "C" {
+    // Bounds of the image's parts, each on a page boundary (link.ld).
+    safe static __text_start: u8;
+    safe static __text_end: u8;
+    safe static __rodata_end: u8;
+    safe static __image_end: u8;
+}
+
+/// Makes own memory usable: after this the heap, [`pages`] and [`window`] work, and code and constants can't be written
+/// any more, as Xen left them.
 pub fn install() {
+    protect(&raw const __text_start, &raw const __text_end, Access::Execute);
+    protect(&raw const __text_end, &raw const __rodata_end, Access::ReadOnly);
     pages::install();
+}
+
+fn protect(from: *const u8, to: *const u8, access: Access) {
+    for va in (from as usize..to as usize).step_by(PAGE_SIZE) {
+        tables::set_leaf(va, Some((frames::mfn_at(va), access)));
+    }
+}
+
+/// Returns where the image ends.
+fn image_end() -> usize {
+    &raw const __image_end as usize
 }
 
 /// Takes the page at `va` out of the address space: a guard.
@@ -41,5 +64,5 @@ pub fn unmap_boot_page(va: usize) {
 /// Maps the frame `mfn` in place of the page at `va`, which must have a level-1 table: a page of the image, of own memory
 /// or of the window. What stood there before is lost.
 pub fn map_frame(va: usize, mfn: Mfn) {
-    tables::set_leaf(va, Some((mfn, tables::Access::ReadWrite)));
+    tables::set_leaf(va, Some((mfn, Access::ReadWrite)));
 }

@@ -11,7 +11,7 @@ use xen_sys::Pfn;
 
 use crate::boot::VIRT_BASE;
 use crate::memory::tables::{self, Access};
-use crate::memory::{PAGE_SIZE, TABLE_SPAN, WINDOW_BASE, frames};
+use crate::memory::{PAGE_SIZE, TABLE_SPAN, WINDOW_BASE, frames, image_end};
 
 /// Own memory at most, in bytes: more than any program needs, and quick to map.
 const MEMORY_MAX: usize = 128 << 20;
@@ -27,19 +27,14 @@ unsafe impl Sync for FirstTable {}
 
 static FIRST_TABLE: FirstTable = FirstTable(UnsafeCell::new([0; 512]));
 
-unsafe extern "C" {
-    /// End of the image (link.ld).
-    safe static __image_end: u8;
-}
-
 /// Maps own memory behind the boot region and opens the heap on it.
 ///
 /// # Panics
 /// If the domain has no whole table's worth of memory beyond the boot region.
 pub fn install() {
-    let start = tables::first_gap(&raw const __image_end as usize).next_multiple_of(TABLE_SPAN);
-    let domain_end = VIRT_BASE + frames::count() * PAGE_SIZE;
-    let end = domain_end.min(start + MEMORY_MAX).min(WINDOW_BASE) & !(TABLE_SPAN - 1);
+    let start = tables::first_gap(image_end()).next_multiple_of(TABLE_SPAN);
+    let pages = frames::count().min((WINDOW_BASE - VIRT_BASE) / PAGE_SIZE);
+    let end = (VIRT_BASE + pages * PAGE_SIZE).min(start + MEMORY_MAX) & !(TABLE_SPAN - 1);
     assert!(start < end, "a domain of {} pages has no memory left", frames::count());
     assert!(!tables::has_leaf_table(start), "page tables beyond the boot region");
 

@@ -20,14 +20,18 @@ pub enum Access {
     ReadOnly,
     /// Reading and writing.
     ReadWrite,
+    /// Reading and running: code.
+    Execute,
 }
 
 impl Access {
     const fn flags(self) -> PageTableFlags {
-        let read = PageTableFlags::PRESENT.union(PageTableFlags::ACCESSED).union(PageTableFlags::NO_EXECUTE);
+        let run = PageTableFlags::PRESENT.union(PageTableFlags::ACCESSED);
+        let read = run.union(PageTableFlags::NO_EXECUTE);
         match self {
             Self::ReadOnly => read,
             Self::ReadWrite => read.union(PageTableFlags::WRITABLE).union(PageTableFlags::DIRTY),
+            Self::Execute => run,
         }
     }
 }
@@ -75,11 +79,19 @@ fn entry(va: usize, level: PageTableLevel) -> Option<Entry> {
     }
 }
 
-/// Returns what is mapped at `va`: the frame, and whether it can be written.
+/// Returns what is mapped at `va`: the frame, and the most that it allows. Xen's own first mappings allow everything; they
+/// count as writable.
 pub fn mapping(va: usize) -> Option<(Mfn, Access)> {
     let entry = entry(va, PageTableLevel::One).filter(|entry| entry.is_present())?;
-    let writable = entry.value & PageTableFlags::WRITABLE.bits() != 0;
-    Some((entry.frame(), if writable { Access::ReadWrite } else { Access::ReadOnly }))
+    let flags = PageTableFlags::from_bits_truncate(entry.value);
+    let access = if flags.contains(PageTableFlags::WRITABLE) {
+        Access::ReadWrite
+    } else if flags.contains(PageTableFlags::NO_EXECUTE) {
+        Access::ReadOnly
+    } else {
+        Access::Execute
+    };
+    Some((entry.frame(), access))
 }
 
 /// Tells whether there is a level-1 table for `va`.

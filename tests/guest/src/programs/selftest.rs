@@ -28,6 +28,7 @@ type Test = (&'static str, fn() -> Result<(), String>);
 const TESTS: &[Test] = &[
     ("each frame number leads to the machine frame and back", frame_numbers_agree),
     ("page tables say what the frame list says", page_tables_agree),
+    ("code and constants can't be written", image_is_protected),
     ("pages come zeroed and aligned, and go back", pages_come_zeroed),
     ("no two pages share a frame", pages_are_distinct),
     ("the heap keeps what it is given, and loses nothing", heap_keeps),
@@ -83,6 +84,20 @@ fn page_tables_agree() -> Result<(), String> {
         ensure!(access == Access::ReadWrite, "{va:#x} is read-only");
     }
     give(Region::Memory, page, 1);
+    Ok(())
+}
+
+fn image_is_protected() -> Result<(), String> {
+    let code = run as *const () as usize;
+    let constants = TESTS.as_ptr() as usize;
+    for (va, expected) in [(code, Access::Execute), (constants, Access::ReadOnly)] {
+        let access = tables::mapping(va).map(|(_, access)| access);
+        ensure!(access == Some(expected), "{va:#x} is mapped {access:?}");
+        let aligned = va & !7;
+        let held = probe_read(aligned).ok_or_else(|| format!("{va:#x} can't be read"))?;
+        // SAFETY: were it possible, it would change nothing.
+        ensure!(!unsafe { probe_write(aligned, held) }, "{va:#x} can be written");
+    }
     Ok(())
 }
 
