@@ -78,5 +78,5 @@ pub static LOG_DEBUG: AtomicBool = AtomicBool::new(false);
 /// As for [`Hypervisor::hypercall`].
 pub unsafe fn by_page(nr: Nr, args: [usize; 5]) -> isize {
     // SAFETY: Xen filled the page at boot; the caller answers for the arguments.
-    unsafe { stub::page(&raw const HYPERCALL_PAGE as *const u8, nr, args) }
+    unsafe { stub::hypercall_page(NonNull::from(&HYPERCALL_PAGE).cast(), nr, args) }
 }

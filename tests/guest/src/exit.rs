@@ -13,9 +13,7 @@ use hypercall::Hypervisor;
 use x86_64::instructions::port::PortWriteOnly;
 use xen_sys::Nr;
 use xen_sys::physdev::{PHYSDEVOP_set_iopl, PhysdevSetIopl};
-use xen_sys::sched::{
-    SCHEDOP_shutdown, SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot, SchedShutdown,
-};
+use xen_sys::sched::{SCHEDOP_shutdown, SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot, SchedShutdown};
 
 use crate::boot::is_dom0;
 use crate::{Bare, println, shared};
@@ -75,9 +73,8 @@ pub fn exit(end: End) -> ! {
 fn debug_exit(end: End) {
     let mut iopl = PhysdevSetIopl { iopl: 1 };
     // SAFETY: the structure lives as long as the call. The first domain may have I/O ports.
-    let answer = unsafe {
-        Bare.hypercall(Nr::PHYSDEV_OP, [PHYSDEVOP_set_iopl as usize, &raw mut iopl as usize, 0, 0, 0])
-    };
+    let answer =
+        unsafe { Bare.hypercall(Nr::PHYSDEV_OP, [PHYSDEVOP_set_iopl as usize, &raw mut iopl as usize, 0, 0, 0]) };
     if answer == 0 {
         // SAFETY: nothing else answers at this port on the machines that the guest is run on.
         unsafe { PortWriteOnly::<u32>::new(DEBUG_EXIT_PORT).write(end as u32) };

@@ -217,7 +217,10 @@ pub unsafe fn probe_write(address: usize, value: u64) -> bool {
 
 /// Handles a fault: continues a probe, ends the domain for everything else.
 extern "C" fn trapped(registers: &mut Registers) {
-    let probes = [(&raw const probe_read_at, &raw const probe_read_end), (&raw const probe_write_at, &raw const probe_write_end)];
+    let probes = [
+        (&raw const probe_read_at, &raw const probe_read_end),
+        (&raw const probe_write_at, &raw const probe_write_end),
+    ];
     for (at, end) in probes {
         if registers.vector == PAGE_FAULT && registers.rip == at as u64 {
             registers.rip = end as u64;

@@ -79,7 +79,7 @@ pub fn alloc(pages: usize) -> Option<NonNull<u8>> {
 /// Gives pages back.
 ///
 /// # Safety
-/// They came from one [`alloc`] of as many pages, and nobody uses them any more.
+/// They came from one [`alloc()`] of as many pages, and nobody uses them any more.
 ///
 /// # Panics
 /// If no `alloc` can have returned so many pages.

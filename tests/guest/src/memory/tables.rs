@@ -121,10 +121,7 @@ pub fn set_leaf_table(va: usize, table: usize) {
     set_leaf(table, Some((mfn, Access::ReadOnly)));
     let slot = entry(va, PageTableLevel::Two).expect("no level-2 table");
     let flags = PageTableFlags::PRESENT | PageTableFlags::WRITABLE | PageTableFlags::ACCESSED;
-    let update = MmuUpdate {
-        ptr: slot.machine_address | MMU_NORMAL_PT_UPDATE,
-        val: mfn.0 << 12 | flags.bits(),
-    };
+    let update = MmuUpdate { ptr: slot.machine_address | MMU_NORMAL_PT_UPDATE, val: mfn.0 << 12 | flags.bits() };
     let mut done: u32 = 0;
     // SAFETY: one update, and a counter that lives as long as the call.
     let answer = unsafe {
