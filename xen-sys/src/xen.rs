@@ -332,7 +332,7 @@ pub struct MulticallEntry {
     /// Its arguments.
     pub args: [usize; 6],
 }
-const_assert_eq!(size_of::<MulticallEntry>(), 8 * size_of::<usize>());
+const_assert_eq!(size_of::<MulticallEntry>(), if cfg!(target_pointer_width = "64") { 64 } else { 32 });
 
 /// `xen.h`, `struct vcpu_time_info`. System time of a vcpu as a function of the time-stamp counter. Xen writes it in place.
 ///
@@ -450,9 +450,9 @@ pub struct StartInfo {
 /// `xen.h`, `struct start_info.console`. Where the console is.
 #[repr(C)]
 #[derive(Clone, Copy)]
+#[allow(non_snake_case, reason = "the field has its C name")]
 pub union StartInfoConsole {
     /// A guest's.
-    #[allow(non_snake_case, reason = "the field has its C name")]
     pub domU: StartInfoConsoleDomU,
     /// That of dom0.
     pub dom0: StartInfoConsoleDom0,
