@@ -1,9 +1,38 @@
 //! `xenlab`: the demo on the mock hypervisor, and real Xen under QEMU. Built for the bare target, the same package is
 //! the guest that `xenlab` boots.
+//!
+//! ```text
+//! xenlab xen setup              everything that real Xen needs, once, in the user's cache folder
+//! xenlab xen fast [SCENARIO]    the guest as dom0: both ends of each device in one domain
+//! xenlab xen linux --disk IMAGE the guest as domU of a Linux dom0
+//! ```
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
 use guest as _;
 
 #[cfg(not(target_os = "none"))]
-fn main() {}
+mod apt;
+#[cfg(not(target_os = "none"))]
+mod cli;
+#[cfg(not(target_os = "none"))]
+mod cpio;
+#[cfg(not(target_os = "none"))]
+mod crash;
+#[cfg(not(target_os = "none"))]
+mod fast;
+#[cfg(not(target_os = "none"))]
+mod guest;
+#[cfg(not(target_os = "none"))]
+mod linux;
+#[cfg(not(target_os = "none"))]
+mod process;
+#[cfg(not(target_os = "none"))]
+mod qemu;
+#[cfg(not(target_os = "none"))]
+mod setup;
+
+#[cfg(not(target_os = "none"))]
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

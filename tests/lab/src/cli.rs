@@ -1,0 +1,69 @@
+//! The command line.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::{fast, linux, setup};
+
+/// Xen PV drivers in Rust, at work
+#[derive(Debug, Parser)]
+#[command(name = "xenlab", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Real Xen under QEMU
+    #[command(subcommand)]
+    Xen(Xen),
+}
+
+#[derive(Debug, Subcommand)]
+enum Xen {
+    /// Makes everything that real Xen needs, in the user's cache folder (about 350 MB)
+    Setup,
+    /// Boots the guest as dom0 and runs a scenario with both ends in one domain
+    Fast(fast::Args),
+    /// Boots Linux as dom0 and the guest as domU, on a disk that Linux serves
+    Linux(linux::Args),
+}
+
+pub(crate) fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xenlab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    match &cli.command {
+        None => Ok(Cli::command().print_help()?),
+        Some(Command::Xen(Xen::Setup)) => setup::run(),
+        Some(Command::Xen(Xen::Fast(args))) => fast::run(args),
+        Some(Command::Xen(Xen::Linux(args))) => linux::run(args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_disk_must_be_named_for_linux() {
+        assert!(Cli::try_parse_from(["xenlab", "xen", "linux"]).is_err());
+        assert!(Cli::try_parse_from(["xenlab", "xen", "linux", "--disk", "x.img"]).is_ok());
+        assert!(Cli::try_parse_from(["xenlab", "xen", "none"]).is_err());
+    }
+}

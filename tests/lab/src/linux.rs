@@ -1,0 +1,344 @@
+//! `xenlab xen linux`: Linux is dom0, and the guest a domU that `xl` makes, with a disk that Linux's block back end
+//! serves. About half a minute.
+//!
+//! dom0 lives in memory: QEMU loads its tree as an initramfs, to which each run adds the first process, the job, and the
+//! guest's ELF. What dom0 and the guest say goes out by the serial console, and is judged here.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use sha2::{Digest, Sha256};
+
+use crate::cpio::Archive;
+use crate::qemu::{End, Machine, Run, tail};
+use crate::setup::Beds;
+use crate::{crash, guest};
+
+const INIT: &[u8] = include_bytes!("../dom0/init");
+const DISK_JOB: &[u8] = include_bytes!("../dom0/disk-job");
+
+/// What the guest writes at the end of the disk: 64-bit words, the tag above the word's index.
+const PATTERN_BYTES: usize = 1 << 20;
+const PATTERN_TAG: u64 = 0x5845_4e50 << 32;
+
+/// All steps of the disk job, in order; the first that is missing in its report tells where it stopped.
+const STEPS: &[(&str, &str)] = &[
+    ("before", "dom0 read the disk"),
+    ("create", "xl started the guest"),
+    ("after", "dom0 read what the guest wrote"),
+    ("console", "console input reached the guest"),
+    ("detach", "the disk was detached"),
+    ("shutdown", "xl shutdown ended the guest"),
+];
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The disk image that the guest works on; it is read only, what the guest writes is thrown away
+    #[arg(long, value_name = "IMAGE")]
+    disk: PathBuf,
+    /// Seconds until the run is given up
+    #[arg(long, default_value_t = 300)]
+    timeout: u64,
+    /// Shows the lines of Xen and of dom0's start too
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// A disk image, and what its SHA-256 must be before and after the guest wrote.
+#[derive(Debug, PartialEq)]
+struct Expected {
+    sectors: u64,
+    before: String,
+    after: String,
+}
+
+/// What dom0 (`xenlab-dom0: KEY VALUE`) and the guest (`guest: xenlab: KEY VALUE`) told.
+#[derive(Debug, Default)]
+struct Report<'a> {
+    dom0: Vec<(&'a str, &'a str)>,
+    guest: Vec<&'a str>,
+}
+
+/// Runs the disk job on real Xen.
+///
+/// # Errors
+/// The bed or the image is missing or unfit, or any step went wrong.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut image = open_image(&args.disk)?;
+    let beds = Beds::find()?;
+    let elf = guest::build()?;
+    let expected = expect(&mut image)?;
+
+    let mut machine = Machine::new(&beds, 2, "dom0_mem=1536M,max:1536M dom0_max_vcpus=1 guest_loglvl=all");
+    let kernel = File::open(beds.linux()).context("the bed has no Linux; remove its folder and set up again")?;
+    machine.boot(kernel, "console=hvc0 quiet", Some(initrd(&beds, elf, args.timeout)?));
+    machine.disk(image);
+
+    let spinner = ProgressBar::new_spinner().with_message("Xen and dom0 boot");
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    let started = Instant::now();
+    let run = machine.run(Duration::from_secs(args.timeout), |line| {
+        if args.verbose || line.starts_with("guest: ") || line.starts_with("xenlab-dom0: ") {
+            spinner.set_message("dom0 and the guest run");
+            spinner.suspend(|| println!("{line}"));
+        }
+    })?;
+    spinner.finish_and_clear();
+    judge(&run, &expected, args.timeout)?;
+    for (_, done) in STEPS {
+        println!("  ok  {done}");
+    }
+    println!("passed on real Xen with Linux: SHA-256 as expected, twice ({:.1} s)", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Opens a disk image for reading.
+fn open_image(path: &Path) -> Result<File> {
+    let name = path.display();
+    let image = File::open(path).with_context(|| format!("no disk image {name}"))?;
+    let about = image.metadata()?;
+    ensure!(about.is_file(), "{name} is no file: a disk image is wanted");
+    let bytes = about.len();
+    ensure!(bytes > 0, "the disk image {name} is empty");
+    ensure!(bytes % 512 == 0, "the disk image {name} has {bytes} bytes: not a whole number of 512-byte sectors");
+    ensure!(
+        bytes >= PATTERN_BYTES as u64,
+        "the disk image {name} has {bytes} bytes: too small for the pattern of {PATTERN_BYTES} bytes that the guest writes"
+    );
+    Ok(image)
+}
+
+/// What the guest writes into the last [`PATTERN_BYTES`] of the disk.
+fn pattern() -> Vec<u8> {
+    (0..PATTERN_BYTES as u64 / 8).flat_map(|index| (PATTERN_TAG | index).to_le_bytes()).collect()
+}
+
+/// Works out what the guest and dom0 must see on the disk.
+fn expect(image: &mut File) -> Result<Expected> {
+    let bytes = image.metadata()?.len();
+    let style = ProgressStyle::with_template("reading the image {wide_bar} {bytes}/{total_bytes}")?;
+    let bar = ProgressBar::new(bytes).with_style(style);
+    let mut head = bar.wrap_read(&*image).take(bytes - PATTERN_BYTES as u64);
+    let mut before = Sha256::new();
+    let mut chunk = vec![0; 1 << 20];
+    loop {
+        match head.read(&mut chunk)? {
+            0 => break,
+            count => before.update(&chunk[..count]),
+        }
+    }
+    let mut after = before.clone();
+    after.update(pattern());
+    io::copy(&mut &*image, &mut before)?;
+    bar.finish_and_clear();
+    Ok(Expected { sectors: bytes / 512, before: hex(before), after: hex(after) })
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Puts dom0's tree and this run's own files together. The file has no name, so that nothing is left of it.
+fn initrd(beds: &Beds, mut elf: File, timeout: u64) -> Result<File> {
+    let mut initrd = tempfile::tempfile().context("no temporary file for dom0's initrd")?;
+    let mut tree = File::open(beds.dom0()).context("the bed has no dom0; remove its folder and set up again")?;
+    io::copy(&mut tree, &mut initrd).context("no room for dom0's initrd in the temporary folder")?;
+    let mut program = Vec::new();
+    elf.read_to_end(&mut program)?;
+    let mut archive = Archive::new(initrd);
+    archive.file(b"init", 0o755, INIT)?;
+    archive.file(b"job", 0o755, DISK_JOB)?;
+    // dom0 gives up before this program does: it can tell more.
+    archive.file(b"job.seconds", 0o644, (timeout * 2 / 3).to_string().as_bytes())?;
+    archive.file(b"guest.elf", 0o644, &program)?;
+    let mut initrd = archive.finish()?;
+    initrd.flush()?;
+    initrd.rewind()?;
+    Ok(initrd)
+}
+
+impl<'a> Report<'a> {
+    fn read(lines: &'a [String]) -> Self {
+        let mut report = Self::default();
+        for line in lines {
+            if let Some(told) = line.strip_prefix("xenlab-dom0: ") {
+                report.dom0.push(told.split_once(' ').unwrap_or((told, "")));
+            } else if let Some(told) = line.strip_prefix("guest: xenlab: ") {
+                report.guest.push(told.trim_end());
+            }
+        }
+        report
+    }
+
+    fn dom0(&self, key: &str) -> Option<&'a str> {
+        self.dom0.iter().find(|(found, _)| *found == key).map(|&(_, value)| value)
+    }
+
+    fn guest(&self, key: &str) -> Option<&'a str> {
+        self.guest.iter().find_map(|line| line.strip_prefix(key))
+    }
+
+    /// # Errors
+    /// What dom0 or the guest saw is not what was expected.
+    fn compare(&self, expected: &Expected) -> Result<()> {
+        let sectors = expected.sectors.to_string();
+        let claims = [
+            ("the guest's sectors", self.guest("xvda sectors="), &sectors),
+            ("SHA-256 of the disk in dom0", self.dom0("before"), &expected.before),
+            ("SHA-256 of the disk in the guest", self.guest("sha256 before "), &expected.before),
+            ("SHA-256 in the guest after its write", self.guest("sha256 after "), &expected.after),
+            ("SHA-256 in dom0 after the guest's write", self.dom0("after"), &expected.after),
+        ];
+        for (what, found, expected) in claims {
+            match found {
+                None => bail!("{what}: not told, {expected} was expected"),
+                Some(found) => ensure!(found == expected, "{what}: {found}, but {expected} was expected"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Turns a machine's end and what it said into the result of the run.
+fn judge(run: &Run, expected: &Expected, timeout: u64) -> Result<()> {
+    if let Some(report) = crash::report(&run.lines) {
+        bail!("the guest crashed\n{report}");
+    }
+    let report = Report::read(&run.lines);
+    let last = tail(&run.lines, 30);
+    if let Some(failure) = report.dom0("failed") {
+        bail!("the job in dom0 failed: {failure}; last lines:\n{last}");
+    }
+    match &run.end {
+        End::Exited(status) => ensure!(status.success(), "QEMU ended with {status}; last lines:\n{last}"),
+        End::Dead => bail!("Xen or dom0 crashed; last lines:\n{last}"),
+        End::TimedOut => bail!("the job is not done after {timeout} s; last lines:\n{last}"),
+    }
+    for (key, done) in STEPS {
+        ensure!(report.dom0(key).is_some(), "the job stopped before this: {done}; last lines:\n{last}");
+    }
+    ensure!(report.dom0("status") == Some("0"), "the job in dom0 did not end well; last lines:\n{last}");
+    report.compare(expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    fn image(bytes: usize) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![7; bytes]).unwrap();
+        file
+    }
+
+    #[test]
+    fn an_unfit_image_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let refusal = |path: &Path| format!("{:#}", open_image(path).unwrap_err());
+        assert!(refusal(&folder.path().join("none.img")).contains("no disk image"));
+        assert!(refusal(folder.path()).contains("is no file"));
+        assert!(refusal(image(0).path()).contains("is empty"));
+        assert!(refusal(image((2 << 20) + 1).path()).contains("not a whole number of 512-byte sectors"));
+        assert!(refusal(image(1024).path()).contains("too small"));
+        assert!(open_image(image(1 << 20).path()).is_ok());
+    }
+
+    #[test]
+    fn the_expected_sums_are_those_of_the_image_and_of_it_with_the_pattern() {
+        let file = image(PATTERN_BYTES + 512);
+        let expected = expect(&mut file.reopen().unwrap()).unwrap();
+        assert_eq!(expected.sectors, 2049);
+        let sum = |bytes: &[u8]| hex(Sha256::new_with_prefix(bytes));
+        assert_eq!(expected.before, sum(&vec![7; PATTERN_BYTES + 512]));
+        let mut written = vec![7; 512];
+        for index in 0..PATTERN_BYTES as u32 / 8 {
+            written.extend(index.to_le_bytes());
+            written.extend(b"PNEX");
+        }
+        assert_eq!(expected.after, sum(&written));
+    }
+
+    fn expected() -> Expected {
+        Expected { sectors: 2048, before: "aa".to_owned(), after: "bb".to_owned() }
+    }
+
+    const GOOD: &str = "\
+xenlab-dom0: up
+xenlab-dom0: before aa
+xenlab-dom0: create ok
+guest: xenlab: ready
+guest: xenlab: xvda sectors=2048
+guest: xenlab: sha256 before aa
+guest: xenlab: sha256 after bb
+xenlab-dom0: after bb
+guest: xenlab: console got hello
+xenlab-dom0: console ok
+guest: xenlab: detached xvda
+xenlab-dom0: detach ok
+guest: xenlab: shutdown
+xenlab-dom0: shutdown ok
+xenlab-dom0: status 0
+";
+
+    fn verdict(text: &str, end: End) -> Result<(), String> {
+        let run = Run { lines: text.lines().map(str::to_owned).collect(), end };
+        judge(&run, &expected(), 9).map_err(|error| format!("{error:#}"))
+    }
+
+    fn good_end() -> End {
+        End::Exited(ExitStatus::from_raw(0))
+    }
+
+    #[test]
+    fn a_whole_good_run_passes() {
+        assert_eq!(verdict(GOOD, good_end()), Ok(()));
+    }
+
+    #[test]
+    fn every_line_of_a_run_counts() {
+        let not_judged = ["xenlab-dom0: up", "guest: xenlab: ready"];
+        // dom0 itself has waited for these lines of the guest.
+        let judged_in_dom0 = ["guest: xenlab: console", "guest: xenlab: detached", "guest: xenlab: shutdown"];
+        for line in GOOD.lines() {
+            if not_judged.contains(&line) || judged_in_dom0.iter().any(|start| line.starts_with(start)) {
+                continue;
+            }
+            let without = GOOD.replace(&format!("{line}\n"), "");
+            assert!(verdict(&without, good_end()).is_err(), "passed without {line:?}");
+        }
+    }
+
+    #[test]
+    fn another_sum_or_size_fails_and_says_whose() {
+        for (from, to, whose) in [
+            ("sectors=2048", "sectors=2047", "sectors"),
+            ("xenlab-dom0: before aa", "xenlab-dom0: before ab", "in dom0"),
+            ("xenlab: sha256 before aa", "xenlab: sha256 before ab", "in the guest"),
+            ("xenlab: sha256 after bb", "xenlab: sha256 after aa", "in the guest after its write"),
+            ("xenlab-dom0: after bb", "xenlab-dom0: after aa", "in dom0 after the guest's write"),
+        ] {
+            let message = verdict(&GOOD.replace(from, to), good_end()).unwrap_err();
+            assert!(message.contains(whose), "{from}: {message}");
+        }
+    }
+
+    #[test]
+    fn failures_of_the_job_the_machine_and_time_are_told_apart() {
+        let failed = GOOD.replace("xenlab-dom0: detach ok", "xenlab-dom0: failed detach: still listed");
+        assert!(verdict(&failed, good_end()).unwrap_err().contains("detach: still listed"));
+        assert!(verdict(GOOD, End::TimedOut).unwrap_err().contains("after 9 s"));
+        assert!(verdict(GOOD, End::Dead).unwrap_err().contains("crashed"));
+        assert!(verdict(GOOD, End::Exited(ExitStatus::from_raw(1 << 8))).unwrap_err().contains("QEMU ended"));
+        let status = GOOD.replace("xenlab-dom0: status 0", "xenlab-dom0: status 1");
+        assert!(verdict(&status, good_end()).unwrap_err().contains("did not end well"));
+        let crash = format!("{GOOD}(XEN) Domain 1 (vcpu#0) crashed on cpu#1:\n(XEN) rax: 0000000000000007\n");
+        assert!(verdict(&crash, good_end()).unwrap_err().contains("rax: 0000000000000007"));
+    }
+}

@@ -1,0 +1,327 @@
+//! `xenlab xen setup`: everything that real Xen needs, in the user's cache folder, once for all checkouts.
+//!
+//! Nothing is installed on the host and nothing needs root. apt, with a package database of its own, fetches Debian 12's
+//! packages, and two trees are unpacked from them: QEMU, which is run by its tree's own dynamic loader, and dom0, which
+//! becomes an initramfs. So the host's versions of QEMU and Xen don't matter, nor whether it has any.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{env, io};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use sha2::{Digest, Sha256};
+
+use crate::apt::{Apt, Packages};
+use crate::cpio::Archive;
+use crate::process::die_with_parent;
+
+/// What QEMU's tree is made of.
+const QEMU_PACKAGES: &[&str] = &["qemu-system-x86", "seabios", "xen-hypervisor-4.17-amd64"];
+
+/// What dom0 is made of: Linux, what `xl` needs, and what scripts expect of any Debian.
+const DOM0_PACKAGES: &[&str] = &[
+    "linux-image-amd64",
+    "xen-utils-4.17",
+    "xenstore-utils",
+    "busybox-static",
+    "bash",
+    "bridge-utils",
+    "bsdutils",
+    "coreutils",
+    "dash",
+    "findutils",
+    "grep",
+    "iproute2",
+    "kmod",
+    "mawk",
+    "mount",
+    "sed",
+    "udev",
+    "util-linux",
+];
+
+/// Kernel modules that dom0 keeps, of 390 MB: folders and files below `kernel/`.
+const DOM0_MODULES: &[&str] = &[
+    "arch/x86/crypto",
+    "crypto",
+    "drivers/block",
+    "drivers/net/tun.ko",
+    "drivers/net/xen-netback",
+    "drivers/virtio",
+    "drivers/xen",
+    "fs/ext4",
+    "fs/jbd2",
+    "fs/mbcache.ko",
+    "lib",
+    "net/802",
+    "net/bridge",
+    "net/llc",
+];
+
+/// What dom0 can do without.
+const DOM0_LEFT_OUT: &[&str] = &[
+    "boot",
+    "usr/share/bash-completion",
+    "usr/share/doc",
+    "usr/share/info",
+    "usr/share/initramfs-tools",
+    "usr/share/lintian",
+    "usr/share/locale",
+    "usr/share/man",
+    "usr/share/perl5",
+];
+
+/// Changes when the same lists above come to mean something else.
+const RECIPE: u32 = 1;
+
+/// The beds of real Xen: a folder that [`run`] has made.
+#[derive(Debug)]
+pub(crate) struct Beds(PathBuf);
+
+impl Beds {
+    /// Finds the beds.
+    ///
+    /// # Errors
+    /// They have not been made yet.
+    pub(crate) fn find() -> Result<Self> {
+        let folder = cache()?.join(version());
+        ensure!(folder.is_dir(), "real Xen is not set up: run `xenlab xen setup` first");
+        Ok(Self(folder))
+    }
+
+    /// The hypervisor.
+    pub(crate) fn xen(&self) -> PathBuf {
+        self.0.join("xen")
+    }
+
+    /// dom0's Linux.
+    pub(crate) fn linux(&self) -> PathBuf {
+        self.0.join("vmlinuz")
+    }
+
+    /// dom0's tree, as an initramfs without `/init`.
+    pub(crate) fn dom0(&self) -> PathBuf {
+        self.0.join("dom0.cpio")
+    }
+
+    pub(crate) fn qemu(&self) -> PathBuf {
+        self.0.join("qemu/usr/bin/qemu-system-x86_64")
+    }
+
+    /// The folder of QEMU's libraries, of its dynamic loader and of the folder `qemu` with its modules.
+    pub(crate) fn qemu_library(&self) -> PathBuf {
+        self.0.join("qemu/usr/lib/x86_64-linux-gnu")
+    }
+
+    pub(crate) fn firmware(&self) -> [PathBuf; 2] {
+        ["qemu/usr/share/qemu", "qemu/usr/share/seabios"].map(|folder| self.0.join(folder))
+    }
+}
+
+/// Makes the beds if they aren't there.
+///
+/// # Errors
+/// A tool or the network is missing, or the cache folder can't be written; the message says which.
+pub(crate) fn run() -> Result<()> {
+    let cache = cache()?;
+    let target = cache.join(version());
+    if target.is_dir() {
+        println!("already set up: {}", target.display());
+        return Ok(());
+    }
+    ensure!(cfg!(target_arch = "x86_64"), "real Xen needs an x86-64 host: QEMU comes from Debian's amd64 packages");
+    check_tools()?;
+
+    fs::create_dir_all(&cache).with_context(|| format!("can't make the cache folder {}", cache.display()))?;
+    let lock = File::create(cache.join("lock")).with_context(|| format!("can't write to {}", cache.display()))?;
+    if lock.try_lock().is_err() {
+        eprintln!("another setup is at work; waiting for it");
+        lock.lock().context("can't wait for the other setup")?;
+    }
+    if target.is_dir() {
+        println!("already set up: {}", target.display());
+        return Ok(());
+    }
+
+    // Whatever an interrupted setup left is started anew: only the last step, a rename, makes a folder count.
+    let work = cache.join("partial");
+    remove(&work)?;
+    fs::create_dir_all(&work)?;
+    let made = make(&work, &work.join("done"));
+    if made.is_ok() {
+        fs::rename(work.join("done"), &target)?;
+    }
+    remove(&work)?;
+    made?;
+    println!("set up: {}", target.display());
+    Ok(())
+}
+
+/// Does all the work in the folder `work`; the result is the folder `done`.
+fn make(work: &Path, done: &Path) -> Result<()> {
+    let apt = Apt::new(&work.join("apt"))?;
+    step("reading the package lists of Debian 12");
+    apt.update()?;
+    let qemu = apt.resolve(QEMU_PACKAGES)?;
+    let dom0 = apt.resolve(DOM0_PACKAGES)?;
+    let all: BTreeSet<&str> = qemu.files.union(&dom0.files).map(String::as_str).collect();
+    step(&format!("fetching {} packages, at most {} MB", all.len(), (qemu.bytes + dom0.bytes) / 1_000_000));
+    let bar = progress(all.len(), "packages");
+    apt.fetch(&[QEMU_PACKAGES, DOM0_PACKAGES].concat(), || bar.inc(1))?;
+    bar.finish_and_clear();
+
+    let trees = work.join("trees");
+    step("unpacking QEMU");
+    unpack(&apt, &qemu, &trees.join("qemu"))?;
+    step("unpacking dom0");
+    unpack(&apt, &dom0, &trees.join("dom0"))?;
+
+    fs::create_dir(done)?;
+    step("making dom0's initramfs");
+    make_dom0(&trees.join("dom0"), done)?;
+    keep_qemu(&trees, done)
+}
+
+/// Unpacks packages into `tree`, which gets the merged layout of Debian 12 first. No script of theirs is run.
+fn unpack(apt: &Apt, packages: &Packages, tree: &Path) -> Result<()> {
+    for folder in ["bin", "lib", "lib64", "sbin"] {
+        fs::create_dir_all(tree.join("usr").join(folder))?;
+        symlink(Path::new("usr").join(folder), tree.join(folder))?;
+    }
+    let bar = progress(packages.files.len(), "packages");
+    for file in &packages.files {
+        let mut open = Command::new("dpkg-deb");
+        open.arg("--fsys-tarfile").arg(apt.file(file)).stdin(Stdio::null()).stdout(Stdio::piped());
+        die_with_parent(&mut open, Vec::new());
+        let mut open = open.spawn().context("dpkg-deb can't be started")?;
+        let content = open.stdout.take().context("dpkg-deb has no output")?;
+        let mut tar = Command::new("tar");
+        tar.args(["-x", "--keep-directory-symlink", "-C"]).arg(tree).stdin(content);
+        die_with_parent(&mut tar, Vec::new());
+        let written = tar.status();
+        let opened = open.wait()?;
+        ensure!(opened.success() && written?.success(), "the package {file} can't be unpacked");
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Makes `vmlinuz` and `dom0.cpio` from dom0's tree.
+fn make_dom0(tree: &Path, done: &Path) -> Result<()> {
+    let modules = tree.join("usr/lib/modules");
+    let release = only_entry(&modules, "")?;
+    fs::copy(only_entry(&tree.join("boot"), "vmlinuz-")?, done.join("vmlinuz"))?;
+
+    let all = release.join("all");
+    fs::rename(release.join("kernel"), &all)?;
+    for module in DOM0_MODULES {
+        let kept = release.join("kernel").join(module);
+        fs::create_dir_all(kept.parent().context("a module stands in a folder")?)?;
+        fs::rename(all.join(module), &kept).with_context(|| format!("Debian's Linux has no module {module}"))?;
+    }
+    remove(&all)?;
+    for folder in DOM0_LEFT_OUT {
+        remove(&tree.join(folder))?;
+    }
+    let mut depmod = Command::new(tree.join("usr/bin/busybox"));
+    depmod.arg("depmod").arg("-b").arg(tree).arg(release.file_name().context("a release has a name")?);
+    ensure!(depmod.status().context("busybox can't be started")?.success(), "depmod failed");
+
+    // What the packages' scripts would have made.
+    fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/:/bin/false\n")?;
+    fs::write(tree.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
+    relink("mawk", &tree.join("usr/bin/awk"))?;
+    relink("/run", &tree.join("var/run"))?;
+    relink("/run/lock", &tree.join("var/lock"))?;
+    for folder in ["dev", "proc", "sys", "run", "tmp", "root"] {
+        fs::create_dir_all(tree.join(folder))?;
+    }
+    let mut archive = Archive::new(BufWriter::new(File::create(done.join("dom0.cpio"))?));
+    archive.tree(tree).context("dom0's tree can't be packed")?;
+    archive.finish()?.flush()?;
+    Ok(())
+}
+
+/// Keeps what QEMU needs of its tree, and the hypervisor, uncompressed as QEMU wants it.
+fn keep_qemu(trees: &Path, done: &Path) -> Result<()> {
+    let tree = trees.join("qemu");
+    for path in ["usr/bin/qemu-system-x86_64", "usr/lib/x86_64-linux-gnu", "usr/share/qemu", "usr/share/seabios"] {
+        let kept = done.join("qemu").join(path);
+        fs::create_dir_all(kept.parent().context("a path has a folder")?)?;
+        fs::rename(tree.join(path), kept).with_context(|| format!("Debian's QEMU has no {path}"))?;
+    }
+    let mut gunzip = Command::new(trees.join("dom0/usr/bin/busybox"));
+    gunzip.args(["gunzip", "-c"]).arg(tree.join("boot/xen-4.17-amd64.gz")).stdout(File::create(done.join("xen"))?);
+    ensure!(gunzip.status().context("busybox can't be started")?.success(), "the hypervisor can't be unpacked");
+    Ok(())
+}
+
+/// Names all programs and files of the host that are missing, not only the first.
+fn check_tools() -> Result<()> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let is_there = |tool: &str| env::split_paths(&path).any(|folder| folder.join(tool).is_file());
+    let tools = [("apt-get", "apt"), ("dpkg-deb", "dpkg"), ("tar", "tar")];
+    let mut missing: Vec<&str> = tools.iter().filter(|(tool, _)| !is_there(tool)).map(|&(_, package)| package).collect();
+    if !Path::new(crate::apt::KEYRING).exists() {
+        missing.push("debian-archive-keyring");
+    }
+    if !missing.is_empty() {
+        bail!("install these first, on a Debian or Ubuntu host: apt-get install {}", missing.join(" "));
+    }
+    Ok(())
+}
+
+/// The folder of all versions of the beds.
+fn cache() -> Result<PathBuf> {
+    let set = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+    Ok(base.context("neither XDG_CACHE_HOME nor HOME is set: no place for the beds")?.join("xenlab"))
+}
+
+/// The name of what this program would make: another recipe, another folder.
+fn version() -> String {
+    let recipe = format!("{RECIPE} {QEMU_PACKAGES:?} {DOM0_PACKAGES:?} {DOM0_MODULES:?} {DOM0_LEFT_OUT:?}");
+    Sha256::digest(recipe).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Returns the one entry of `folder` whose name begins with `prefix`.
+fn only_entry(folder: &Path, prefix: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
+    let mut found = entries.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
+    match (found.next(), found.next()) {
+        (Some(entry), None) => Ok(entry.path()),
+        _ => bail!("one {prefix}* was expected in {}", folder.display()),
+    }
+}
+
+/// Makes `link` lead to `target`, instead of what may be there.
+fn relink(target: &str, link: &Path) -> Result<()> {
+    remove(link)?;
+    Ok(symlink(target, link)?)
+}
+
+/// Removes a file or a whole folder, if it is there.
+fn remove(path: &Path) -> Result<()> {
+    let removed = match path.symlink_metadata() {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(_) => Ok(()),
+    };
+    removed.with_context(|| format!("can't remove {}", path.display()))
+}
+
+fn step(what: &str) {
+    eprintln!("setup: {what}");
+}
+
+/// A bar on standard error; nothing where that is no terminal.
+fn progress(length: usize, unit: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("  {wide_bar} {pos}/{len} {msg} {elapsed}").expect("the template is right");
+    ProgressBar::new(length as u64).with_style(style).with_message(unit.to_owned())
+}
