@@ -4,16 +4,14 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::{Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
-use hypercall::Hypervisor;
+use hypercall::call::{console, event_channel, sched};
 use spin::Mutex;
-use xen_sys::event_channel::{EVTCHNOP_send, EvtchnSend};
 use xen_sys::io::console::XenconsInterface;
-use xen_sys::xen::CONSOLEIO_write;
-use xen_sys::{Mfn, Nr, Port};
+use xen_sys::{Mfn, Port};
 
+use crate::Bare;
 use crate::boot::{is_dom0, start_info};
 use crate::memory::frames;
-use crate::{Bare, shared};
 
 /// Prints a line.
 #[macro_export]
@@ -24,12 +22,15 @@ macro_rules! println {
 /// How often another domain gets the processor before output to a full ring is given up: nobody reads there.
 const PATIENCE: u32 = 100_000;
 
+/// How a console driver writes.
+pub type Output = fn(&[u8]);
+
 /// A console that has replaced the polled one.
-static DRIVER: Mutex<Option<fn(&[u8])>> = Mutex::new(None);
+static DRIVER: Mutex<Option<Output>> = Mutex::new(None);
 
 /// Hands all output to `driver`, or back to the polled console. The driver must not print, and must be able to wait by
-/// itself: it is called for a panic, too.
-pub fn set_driver(driver: Option<fn(&[u8])>) {
+/// itself: it is called for a panic, too. Should it be the driver that panics, the polled console is used again.
+pub fn set_driver(driver: Option<Output>) {
     *DRIVER.lock() = driver;
 }
 
@@ -74,15 +75,9 @@ pub fn write(bytes: &[u8]) {
     let driver = DRIVER.try_lock().and_then(|driver| *driver);
     match driver {
         Some(driver) => driver(bytes),
-        None if is_dom0() => write_hypercall(bytes),
+        // Whether that worked is nothing that could be said anywhere.
+        None if is_dom0() => drop(console::write(&Bare, bytes)),
         None => write_ring(bytes),
-    }
-}
-
-fn write_hypercall(bytes: &[u8]) {
-    // SAFETY: Xen reads so many bytes at that address.
-    unsafe {
-        Bare.hypercall(Nr::CONSOLE_IO, [CONSOLEIO_write as usize, bytes.len(), bytes.as_ptr() as usize, 0, 0]);
     }
 }
 
@@ -95,7 +90,7 @@ fn write_ring(bytes: &[u8]) {
         }
         put(ring, port, byte);
     }
-    notify(port);
+    let _ = event_channel::send(&Bare, port);
 }
 
 /// Puts one byte into the ring, or drops it if nobody makes room.
@@ -108,8 +103,8 @@ fn put(ring: &XenconsInterface, port: Port, byte: u8) {
         if tries > PATIENCE {
             return;
         }
-        notify(port);
-        shared::yield_now();
+        let _ = event_channel::send(&Bare, port);
+        let _ = sched::yield_now(&Bare);
     }
     ring.out[at as usize % ring.out.len()].store(byte, Relaxed);
     // The byte before the index that publishes it.
@@ -127,10 +122,4 @@ pub fn ring() -> (&'static XenconsInterface, Port) {
     let address = frames::address(Mfn(console.mfn.0 as u64));
     // SAFETY: the ring is a page of the boot region, which stays mapped, and every byte of the type is atomic.
     (unsafe { &*(address as *const XenconsInterface) }, console.evtchn)
-}
-
-fn notify(port: Port) {
-    let mut send = EvtchnSend { port };
-    // SAFETY: the structure lives as long as the call.
-    unsafe { Bare.hypercall(Nr::EVENT_CHANNEL_OP, [EVTCHNOP_send as usize, &raw mut send as usize, 0, 0, 0]) };
 }

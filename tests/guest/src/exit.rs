@@ -6,17 +6,16 @@
 //! other domain, Xen is told: power off (the first domain: reboot) after a good end, crash after a bad one.
 
 use alloc::string::String;
+use core::fmt;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
-use hypercall::Hypervisor;
+use hypercall::call::{physdev, sched};
 use x86_64::instructions::port::PortWriteOnly;
-use xen_sys::Nr;
-use xen_sys::physdev::{PHYSDEVOP_set_iopl, PhysdevSetIopl};
-use xen_sys::sched::{SCHEDOP_shutdown, SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot, SchedShutdown};
+use xen_sys::sched::{SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot};
 
 use crate::boot::is_dom0;
-use crate::{Bare, println, shared};
+use crate::{Bare, console, println, shared};
 
 /// How the domain ended: what is written to the isa-debug-exit device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,34 +61,38 @@ pub fn exit(end: End) -> ! {
         End::Ok => SHUTDOWN_poweroff,
         _ => SHUTDOWN_crash,
     };
-    let mut shutdown = SchedShutdown { reason };
     loop {
-        // SAFETY: the structure lives as long as the call.
-        unsafe { Bare.hypercall(Nr::SCHED_OP, [SCHEDOP_shutdown as usize, &raw mut shutdown as usize, 0, 0, 0]) };
+        // Xen refuses no reason that it knows; should it, there is nothing else to be done.
+        let _ = sched::shutdown(&Bare, reason);
     }
 }
 
 /// Ends QEMU, if it has the device. Returns where there is none.
 fn debug_exit(end: End) {
-    let mut iopl = PhysdevSetIopl { iopl: 1 };
-    // SAFETY: the structure lives as long as the call. The first domain may have I/O ports.
-    let answer =
-        unsafe { Bare.hypercall(Nr::PHYSDEV_OP, [PHYSDEVOP_set_iopl as usize, &raw mut iopl as usize, 0, 0, 0]) };
-    if answer == 0 {
+    // SAFETY: the only code that uses a port stands below.
+    if unsafe { physdev::set_iopl(&Bare, 1) }.is_ok() {
         // SAFETY: nothing else answers at this port on the machines that the guest is run on.
         unsafe { PortWriteOnly::<u32>::new(DEBUG_EXIT_PORT).write(end as u32) };
     }
 }
 
+/// Prints what a panic or a fault has to say. The second time, it was the printing that went wrong, so it is done in the
+/// plainest way; the third time it is left.
+pub fn last_words(line: fmt::Arguments<'_>) {
+    static SPOKEN: AtomicU8 = AtomicU8::new(0);
+    match SPOKEN.fetch_add(1, Relaxed) {
+        0 => {}
+        1 => console::set_driver(None),
+        _ => return,
+    }
+    println!("{line}");
+}
+
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    static PANICKING: AtomicBool = AtomicBool::new(false);
-    // A panic within the printing of a panic: be short.
-    if !PANICKING.swap(true, Relaxed) {
-        match info.location() {
-            Some(location) => println!("guest: panic at {location}: {}", info.message()),
-            None => println!("guest: panic: {}", info.message()),
-        }
+    match info.location() {
+        Some(location) => last_words(format_args!("guest: panic at {location}: {}", info.message())),
+        None => last_words(format_args!("guest: panic: {}", info.message())),
     }
     exit(End::Panicked)
 }

@@ -28,7 +28,11 @@ pub struct Program {
 pub static PROGRAMS: &[Program] = &[
     Program { name: "hello", about: "says what it runs on", run: hello::run },
     Program { name: "selftest", about: "tests the platform itself", run: selftest::run },
-    Program { name: "crash", about: "ends badly: kind=panic|fault|write|opcode|stack|memory|error", run: crash::run },
+    Program {
+        name: "crash",
+        about: "ends badly: kind=panic|fault|write|opcode|stack|memory|driver|error",
+        run: crash::run,
+    },
 ];
 
 /// The words behind the program's name. Any program takes `log=debug`.

@@ -6,10 +6,9 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::SeqCst, fence};
 
-use hypercall::Hypervisor;
-use xen_sys::sched::{SCHEDOP_poll, SCHEDOP_yield, SchedPoll};
+use hypercall::call::sched;
 use xen_sys::xen::{SharedInfo, VcpuTimeInfo};
-use xen_sys::{GuestHandle, Mfn, Nr, Port};
+use xen_sys::{Mfn, Port};
 
 use crate::Bare;
 use crate::boot::start_info;
@@ -73,21 +72,10 @@ pub fn wait(ports: &[Port], deadline_ns: u64) {
     if timeout <= now {
         return;
     }
-    let mut poll = SchedPoll {
-        ports: GuestHandle(ports.as_ptr().cast_mut()),
-        nr_ports: ports.len().min(POLL_PORTS_MAX) as u32,
-        // Xen takes the time for a signed number.
-        timeout: timeout.min(i64::MAX as u64),
-    };
-    // SAFETY: the structure and the ports live as long as the call; Xen only reads them.
-    let answer = unsafe { Bare.hypercall(Nr::SCHED_OP, [SCHEDOP_poll as usize, &raw mut poll as usize, 0, 0, 0]) };
-    assert!(answer == 0, "SCHEDOP_poll: {answer}");
-}
-
-/// Lets other domains run.
-pub fn yield_now() {
-    // SAFETY: no pointer is passed.
-    unsafe { Bare.hypercall(Nr::SCHED_OP, [SCHEDOP_yield as usize, 0, 0, 0, 0]) };
+    let ports = &ports[..ports.len().min(POLL_PORTS_MAX)];
+    // Xen takes the time for a signed number.
+    let answer = sched::poll(&Bare, ports, timeout.min(i64::MAX as u64));
+    assert!(answer.is_ok(), "SCHEDOP_poll of {ports:?}: {answer:?}");
 }
 
 /// Returns the time since Xen's start, in nanoseconds; 0 before the shared page is mapped.

@@ -6,13 +6,13 @@
 use core::arch::global_asm;
 use core::fmt;
 
-use hypercall::Hypervisor;
+use hypercall::call::trap;
 use xen_sys::Nr;
 use xen_sys::arch_x86::xen::TrapInfo;
 use xen_sys::arch_x86::xen_x86_64::FLAT_KERNEL_CS64;
 
-use crate::exit::{End, exit};
-use crate::{Bare, println, shared};
+use crate::exit::{End, exit, last_words};
+use crate::{Bare, shared};
 
 /// Vectors with a handler: 0 to 19, divide error to SIMD floating point.
 const VECTORS: usize = 20;
@@ -188,14 +188,14 @@ unsafe extern "C" {
 /// If Xen refuses.
 pub fn install() {
     let mut table = [TrapInfo::default(); VECTORS + 1];
-    for (vector, trap) in table[..VECTORS].iter_mut().enumerate() {
+    for (vector, entry) in table[..VECTORS].iter_mut().enumerate() {
         // SAFETY: the table stands in the image, one entry a vector.
         let address = unsafe { trap_stubs[vector] };
-        *trap = TrapInfo { vector: vector as u8, flags: 0, cs: FLAT_KERNEL_CS64, address };
+        *entry = TrapInfo { vector: vector as u8, flags: 0, cs: FLAT_KERNEL_CS64, address };
     }
-    // SAFETY: a table that ends with an address of 0.
-    let answer = unsafe { Bare.hypercall(Nr::SET_TRAP_TABLE, [table.as_ptr() as usize, 0, 0, 0, 0]) };
-    assert!(answer == 0, "set_trap_table: {answer}");
+    // SAFETY: the stubs above.
+    let done = unsafe { trap::set_trap_table(&Bare, &table) };
+    assert!(done.is_ok(), "set_trap_table: {done:?}");
 }
 
 /// Reads the word at `address`; `None` if that faults.
@@ -227,8 +227,7 @@ extern "C" fn trapped(registers: &mut Registers) {
             return;
         }
     }
-    println!("{registers}");
-    println!("guest: fault at {:#x}", registers.rip);
+    last_words(format_args!("{registers}\nguest: fault at {:#x}", registers.rip));
     exit(End::Faulted)
 }
 

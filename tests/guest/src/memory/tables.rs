@@ -1,10 +1,10 @@
 //! Page tables: looked at directly (they are mapped read-only), changed by hypercall.
 
-use hypercall::Hypervisor;
+use hypercall::call::mmu;
 use x86_64::VirtAddr;
 use x86_64::structures::paging::{PageTableFlags, page_table::PageTableLevel};
-use xen_sys::xen::{DOMID_SELF, MMU_NORMAL_PT_UPDATE, MmuUpdate, UVMF_INVLPG};
-use xen_sys::{Mfn, Nr};
+use xen_sys::Mfn;
+use xen_sys::xen::{MMU_NORMAL_PT_UPDATE, MmuUpdate, UVMF_INVLPG};
 
 use crate::Bare;
 use crate::boot::start_info;
@@ -105,10 +105,9 @@ pub fn has_leaf_table(va: usize) -> bool {
 /// If Xen refuses, as it does where there is no level-1 table, or where the frame is a page table or not the domain's.
 pub fn set_leaf(va: usize, mapping: Option<(Mfn, Access)>) {
     let value = mapping.map_or(0, |(mfn, access)| leaf(mfn, access));
-    // SAFETY: no pointer is passed. What is mapped where is the caller's knowledge: `memory` alone calls this, for pages
-    // that it owns.
-    let answer = unsafe { Bare.hypercall(Nr::UPDATE_VA_MAPPING, [va, value as usize, UVMF_INVLPG, 0, 0]) };
-    assert!(answer == 0, "update_va_mapping({va:#x}, {value:#x}): {answer}");
+    // SAFETY: `memory` alone calls this, for pages that it owns, guards, and frames that came to it to be mapped.
+    let done = unsafe { mmu::update_va_mapping(&Bare, va, value, UVMF_INVLPG) };
+    assert!(done.is_ok(), "update_va_mapping({va:#x}, {value:#x}): {done:?}");
 }
 
 /// Makes the page at `table`, filled with entries, the level-1 table for the addresses around `va`. The page can't be
@@ -122,15 +121,9 @@ pub fn set_leaf_table(va: usize, table: usize) {
     let slot = entry(va, PageTableLevel::Two).expect("no level-2 table");
     let flags = PageTableFlags::PRESENT | PageTableFlags::WRITABLE | PageTableFlags::ACCESSED;
     let update = MmuUpdate { ptr: slot.machine_address | MMU_NORMAL_PT_UPDATE, val: mfn.0 << 12 | flags.bits() };
-    let mut done: u32 = 0;
-    // SAFETY: one update, and a counter that lives as long as the call.
-    let answer = unsafe {
-        Bare.hypercall(
-            Nr::MMU_UPDATE,
-            [&raw const update as usize, 1, &raw mut done as usize, DOMID_SELF.0 as usize, 0],
-        )
-    };
-    assert!(answer == 0 && done == 1, "mmu_update({:#x}, {:#x}): {answer}", update.ptr, update.val);
+    // SAFETY: until now there was nothing at these addresses; the table's page belongs to the tables from now on.
+    let done = unsafe { mmu::mmu_update(&Bare, &[update]) };
+    assert!(done == Ok(1), "mmu_update({:#x}, {:#x}): {done:?}", update.ptr, update.val);
 }
 
 /// Returns the first address from `va` on where nothing is mapped.

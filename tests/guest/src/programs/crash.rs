@@ -7,7 +7,7 @@ use core::hint::black_box;
 use hypercall::{Platform, Region};
 
 use super::Args;
-use crate::Bare;
+use crate::{Bare, console, println};
 
 pub(super) fn run(args: &Args<'_>) -> Result<(), String> {
     match args.get("kind") {
@@ -25,6 +25,11 @@ pub(super) fn run(args: &Args<'_>) -> Result<(), String> {
         Some("memory") => {
             while Bare.alloc(Region::Memory, 16).is_some() {}
             Err(format!("took {} more bytes", black_box(alloc::vec![0u8; 1 << 20]).len()))
+        }
+        Some("driver") => {
+            console::set_driver(Some(|_| panic!("in the console's driver")));
+            println!("this line is lost");
+            Err("the driver returned".to_string())
         }
         Some("error") => Err("on purpose".to_string()),
         kind => Err(format!("kind={kind:?}: no such end")),

@@ -6,11 +6,8 @@ use alloc::vec::Vec;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::SeqCst;
 
-use hypercall::{Hypervisor, Nr, Platform, Port, Region};
-use xen_sys::event_channel::{
-    EVTCHNOP_alloc_unbound, EVTCHNOP_bind_interdomain, EVTCHNOP_close, EVTCHNOP_send, EvtchnAllocUnbound,
-    EvtchnBindInterdomain, EvtchnClose, EvtchnSend,
-};
+use hypercall::call::event_channel;
+use hypercall::{Hypervisor, Nr, Platform, Port, Region, XenError};
 use xen_sys::version::XENVER_version;
 use xen_sys::xen::DOMID_SELF;
 use xen_sys::{Mfn, Pfn};
@@ -264,14 +261,13 @@ fn waiting_ends() -> Result<(), String> {
 }
 
 fn event_ends_waiting() -> Result<(), String> {
-    let port = unbound_port()?;
-    let ports = [port];
+    let port = event_channel::alloc_unbound(&Bare, DOMID_SELF).map_err(refused)?;
     ensure!(!shared::is_pending(port), "{port:?} is pending at birth");
-    // Binding the port to one of our own makes the first event; sending makes more.
-    let own = bind_to(port)?;
+    // The port at the other end is one of our own.
+    let own = event_channel::bind_interdomain(&Bare, DOMID_SELF, port).map_err(refused)?;
     let start = Bare.now_ns();
-    event(EVTCHNOP_send, &mut EvtchnSend { port: own })?;
-    Bare.wait(&ports, start + 10_000_000_000);
+    event_channel::send(&Bare, own).map_err(refused)?;
+    Bare.wait(&[port], start + 10_000_000_000);
     ensure!(shared::is_pending(port), "{port:?} is not pending");
     ensure!(Bare.now_ns() < start + 5_000_000_000, "waited to the end");
     // A wait for more ports than one poll takes looks at every one of them.
@@ -283,9 +279,8 @@ fn event_ends_waiting() -> Result<(), String> {
     ensure!(Bare.now_ns() < start + 5_000_000_000, "waited to the end for {} ports", many.len());
     clear(port);
     ensure!(!shared::is_pending(port), "{port:?} is pending still");
-    event(EVTCHNOP_close, &mut EvtchnClose { port: own })?;
-    event(EVTCHNOP_close, &mut EvtchnClose { port })?;
-    Ok(())
+    event_channel::close(&Bare, own).map_err(refused)?;
+    event_channel::close(&Bare, port).map_err(refused)
 }
 
 fn both_entries_agree() -> Result<(), String> {
@@ -323,28 +318,8 @@ fn frame(page: NonNull<u8>) -> Mfn {
     Mfn(Bare.gfn_of(page).0)
 }
 
-/// Asks for an operation on event channels.
-fn event<T>(operation: u32, argument: &mut T) -> Result<(), String> {
-    let args = [operation as usize, &raw mut *argument as usize, 0, 0, 0];
-    // SAFETY: the argument is the structure of that operation, and lives as long as the call.
-    match unsafe { Bare.hypercall(Nr::EVENT_CHANNEL_OP, args) } {
-        0 => Ok(()),
-        error => Err(format!("event_channel_op {operation}: {error}")),
-    }
-}
-
-/// Allocates a port for this domain to bind to.
-fn unbound_port() -> Result<Port, String> {
-    let mut unbound = EvtchnAllocUnbound { dom: DOMID_SELF, remote_dom: DOMID_SELF, port: Port(0) };
-    event(EVTCHNOP_alloc_unbound, &mut unbound)?;
-    Ok(unbound.port)
-}
-
-/// Binds a second port to `remote`; the first event arrives there.
-fn bind_to(remote: Port) -> Result<Port, String> {
-    let mut bind = EvtchnBindInterdomain { remote_dom: DOMID_SELF, remote_port: remote, local_port: Port(0) };
-    event(EVTCHNOP_bind_interdomain, &mut bind)?;
-    Ok(bind.local_port)
+fn refused(error: XenError) -> String {
+    format!("Xen refused: {error}")
 }
 
 fn clear(port: Port) {
