@@ -1,2 +1,31 @@
-//! Xen PV block device: front end and back end.
+//! Block device (xbd): a disk that another domain serves.
+//!
+//! ```text
+//!   buf ─► front::Queue::submit ─► ring ─► back::Queue::poll ─► protocol::Request ─► Store::start
+//!                 ▲                                                                      │
+//!   buf ◄─ front::Queue::poll   ◄─ ring ◄─ response  ◄───────────── complete ◄───────────┘
+//! ```
+//!
+//! | file | what |
+//! |---|---|
+//! | [`protocol`] | wire values → checked values, once, at the door |
+//! | [`features`] | negotiation; the only file that names xenstore nodes |
+//! | [`front`] | life cycle of a disk that we use, and its queue |
+//! | [`back`] | life cycle of a disk that we serve, its queue, and [`back::Store`], behind which the real disk stands |
+//!
+//! Start reading at [`front::Front::step`] and [`back::Back::step`], the two life cycles.
 #![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod back;
+pub mod features;
+pub mod front;
+pub mod protocol;
+
+/// Bytes of a sector on the wire, whatever the sector size of the disk.
+pub const SECTOR: usize = 512;
+
+/// Segments of a direct request (io/blkif.h, BLKIF_MAX_SEGMENTS_PER_REQUEST).
+pub const MAX_SEGMENTS: usize = xen_sys::io::blkif::BLKIF_MAX_SEGMENTS_PER_REQUEST;

@@ -1,0 +1,233 @@
+//! The fast path of the back end: requests in, work for the store, responses out.
+
+use alloc::boxed::Box;
+use alloc::vec;
+
+use hypercall::event::Channel;
+use hypercall::grant::{Access, MapRequest, Window};
+use hypercall::mem::Shared;
+use hypercall::{DomId, Port};
+use xen_sys::io::blkif::{BlkifOp, BlkifRequest, BlkifResponse};
+use xenbus::Domain;
+use xenbus::ring::{BackRing, Notify, RingError, RingPages};
+
+use super::BackError;
+use super::store::{Started, Store, StoreFault, Token, Work};
+use crate::MAX_SEGMENTS;
+use crate::features::{Disk, Ring};
+use crate::protocol::{self, Operation, Request, Status};
+
+/// What the queue has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Requests taken.
+    pub requests: u64,
+    /// Data segments mapped.
+    pub segments: u64,
+    /// Events sent to the front end.
+    pub notifications: u64,
+    /// Requests that were refused at the door: malformed, beyond the end, writing to a read-only disk.
+    pub refused: u64,
+    /// Requests whose pages could not be mapped.
+    pub unmappable: u64,
+    /// Requests that the store failed.
+    pub store_faults: u64,
+}
+
+/// A request that the store works on. Its place in the table is its token, and its first page in the window is
+/// [`MAX_SEGMENTS`] times that.
+#[derive(Clone, Copy)]
+enum Slot {
+    /// Next free slot, if there is one.
+    Free(Option<u16>),
+    Busy {
+        id: u64,
+        operation: Operation,
+        mapped: u8,
+    },
+}
+
+/// A ring with its event channel, and the requests that the store works on.
+pub struct Queue<D: Domain> {
+    peer: DomId,
+    ring: BackRing<RingPages<Window<D::Platform>, BlkifRequest, BlkifResponse>>,
+    channel: Channel<D::Events>,
+    window: Window<D::Platform>,
+    slots: Box<[Slot]>,
+    free: Option<u16>,
+    busy: u32,
+    disk: Disk,
+    stopped: bool,
+    counters: Counters,
+}
+
+impl<D: Domain> Queue<D> {
+    pub(super) fn new(domain: &D, peer: DomId, ring: Ring, disk: Disk) -> Result<Self, BackError> {
+        let mut page = Window::new(domain.platform(), 1)?;
+        page.map(0, MapRequest { gref: ring.gref, peer, access: Access::ReadWrite })?;
+        let ring_end = BackRing::attach(RingPages::new(page));
+        let size = ring_end.size();
+        let window = Window::new(domain.platform(), size as usize * MAX_SEGMENTS)?;
+        let mut slots = vec![Slot::Free(None); size as usize];
+        for (index, slot) in slots.iter_mut().enumerate().take(size as usize - 1) {
+            *slot = Slot::Free(Some(index as u16 + 1));
+        }
+        // Last, because the first event may be pending from here on.
+        let channel = Channel::bind(domain.events(), peer, ring.port)?;
+        Ok(Self {
+            peer,
+            ring: ring_end,
+            channel,
+            window,
+            slots: slots.into(),
+            free: Some(0),
+            busy: 0,
+            disk,
+            stopped: false,
+            counters: Counters::default(),
+        })
+    }
+
+    /// Returns the port whose events [`poll`](super::Back::poll) answers.
+    pub fn port(&self) -> Port {
+        self.channel.port()
+    }
+
+    /// Returns how many requests the store works on.
+    pub const fn busy(&self) -> u32 {
+        self.busy
+    }
+
+    /// Returns what the queue has done so far.
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Takes no more requests.
+    pub(super) fn stop(&mut self) {
+        self.stopped = true;
+    }
+
+    pub(super) fn learn(&mut self, disk: Disk) {
+        self.disk = disk;
+    }
+
+    /// See [`Back::poll`](super::Back::poll).
+    pub(super) fn poll<S: Store>(&mut self, store: &mut S) -> Result<bool, RingError> {
+        self.complete(store);
+        let taken = if self.stopped { Ok(false) } else { self.take_all(store) };
+        self.publish();
+        self.channel.unmask();
+        taken
+    }
+
+    /// Answers what the store has finished.
+    pub(super) fn complete<S: Store>(&mut self, store: &mut S) {
+        while let Some((token, result)) = store.completed() {
+            self.finish(token, result);
+        }
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        if self.ring.publish() == Notify::Yes {
+            self.counters.notifications += 1;
+            self.channel.notify();
+        }
+    }
+
+    /// Takes a ring's worth of requests at most; tells whether there are more.
+    fn take_all<S: Store>(&mut self, store: &mut S) -> Result<bool, RingError> {
+        for _ in 0..self.ring.size() {
+            let Some(raw) = self.ring.pop()? else {
+                if self.ring.arm()? {
+                    continue;
+                }
+                return Ok(false);
+            };
+            self.counters.requests += 1;
+            self.take(&raw, store);
+        }
+        self.ring.arm()
+    }
+
+    fn take<S: Store>(&mut self, raw: &BlkifRequest, store: &mut S) {
+        match protocol::parse(raw) {
+            Ok(request) if self.permits(&request) => self.start(&request, store),
+            Ok(request) => {
+                self.counters.refused += 1;
+                self.answer(request.id, request.operation.wire(), Status::Error);
+            }
+            Err(malformed) => {
+                self.counters.refused += 1;
+                self.answer(malformed.id, malformed.operation, malformed.status());
+            }
+        }
+    }
+
+    /// Tells whether the disk has those sectors, in its own units, and may be written if that is what is wanted.
+    fn permits(&self, request: &Request) -> bool {
+        let sectors = request.segments.sectors();
+        let unit = u64::from(self.disk.sector_size) / crate::SECTOR as u64;
+        let inside = request.sector.checked_add(sectors).is_some_and(|end| end <= self.disk.sectors);
+        inside
+            && request.sector.is_multiple_of(unit)
+            && sectors.is_multiple_of(unit)
+            && !(request.operation.mutates() && self.disk.read_only)
+    }
+
+    fn start<S: Store>(&mut self, request: &Request, store: &mut S) {
+        let (id, operation) = (request.id, request.operation);
+        // There is a free slot: the ring lets no more requests in than it has slots, and each answer frees one.
+        let Some(index) = self.free else { return self.answer(id, operation.wire(), Status::Error) };
+        let Slot::Free(next) = self.slots[usize::from(index)] else {
+            return self.answer(id, operation.wire(), Status::Error);
+        };
+        let segments = request.segments.as_slice();
+        let first = usize::from(index) * MAX_SEGMENTS;
+        // Reading the disk writes to the page.
+        let access = if operation == Operation::Read { Access::ReadWrite } else { Access::ReadOnly };
+        let maps = segments.iter().map(|segment| MapRequest { gref: segment.gref(), peer: self.peer, access });
+        if self.window.map_batch(first, maps).is_err() {
+            self.counters.unmappable += 1;
+            return self.answer(id, operation.wire(), Status::Error);
+        }
+        self.counters.segments += segments.len() as u64;
+        self.free = next;
+        self.slots[usize::from(index)] = Slot::Busy { id, operation, mapped: segments.len() as u8 };
+        self.busy += 1;
+        let mut parts = [Shared::EMPTY; MAX_SEGMENTS];
+        for (place, segment) in segments.iter().enumerate() {
+            if let Some(view) = self.window.view(first + place) {
+                parts[place] = view.slice(segment.offset(), segment.len());
+            }
+        }
+        let (token, sector, parts) = (Token(index), request.sector, &parts[..segments.len()]);
+        let work = match operation {
+            Operation::Read => Work::Read { sector, parts },
+            Operation::Write => Work::Write { sector, parts },
+            Operation::Flush => Work::Flush,
+        };
+        if let Started::Done(result) = store.start(token, work) {
+            self.finish(token, result);
+        }
+    }
+
+    /// Unmaps and answers a request that the store is done with. A token that it made up is ignored.
+    fn finish(&mut self, token: Token, result: Result<(), StoreFault>) {
+        let Some(slot) = self.slots.get_mut(usize::from(token.0)) else { return };
+        let Slot::Busy { id, operation, mapped } = *slot else { return };
+        *slot = Slot::Free(self.free);
+        self.free = Some(token.0);
+        self.busy -= 1;
+        // A page that can't be unmapped stays in its place in the window, which counts it; requests that need the place fail.
+        let _ = self.window.unmap_batch(usize::from(token.0) * MAX_SEGMENTS, mapped.into());
+        self.counters.store_faults += u64::from(result.is_err());
+        self.answer(id, operation.wire(), if result.is_ok() { Status::Okay } else { Status::Error });
+    }
+
+    fn answer(&mut self, id: u64, operation: BlkifOp, status: Status) {
+        // Each answer belongs to a request that was taken, so there is room for it.
+        let _ = self.ring.respond(&protocol::respond(id, operation, status));
+    }
+}

@@ -1,0 +1,238 @@
+//! The front end: a disk that another domain serves, from its discovery in xenstore to its removal.
+//!
+//! ```text
+//!    ours            theirs
+//!    Initialising    InitWait       make the ring, tell where it is                        → Initialised
+//!    Initialised     Connected      learn what the disk is: I/O may begin                  → Connected
+//!    Connected       Closing        they want to go: the owner closes when it can spare us
+//!    Connected       Closed, gone   they are gone: what was in flight is lost              → Closed
+//!    Closing         any            when nothing is in flight                              → Closed
+//!    Closed          Closed, gone   the ring is taken back
+//!    Closed          InitWait       they are back                                          → Initialising
+//! ```
+
+mod queue;
+
+pub use queue::{Completion, Counters, IoError, Queue, QueueError, Returned, SubmitError};
+
+use core::fmt;
+
+use hypercall::event::EventError;
+use hypercall::grant::GrantError;
+use hypercall::mem::Buffer;
+use hypercall::{Level, Platform, Port};
+use xenbus::device::{Device, State};
+use xenbus::{Domain, store::StoreError};
+
+use crate::features::{self, Disk, NegotiationError};
+
+/// What a [`step`](Front::step) of the life cycle brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing that the owner has to know.
+    None,
+    /// The disk is there: [`Front::queue`] takes requests.
+    Connected(Disk),
+    /// The disk has another size now.
+    Resized(Disk),
+    /// The back end wants to go: the owner stops using the disk and calls [`Front::close`].
+    CloseWanted,
+    /// The disk is gone, and nothing of it is held any more.
+    Closed,
+}
+
+/// Why a disk can't be attached, or is out of use. It concerns this device alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FrontError {
+    /// The store refused, or a node is missing or wrong.
+    Negotiation(NegotiationError),
+    /// No grant reference, or no memory for the ring.
+    Grant(GrantError),
+    /// No event channel.
+    Event(EventError),
+}
+
+impl From<StoreError> for FrontError {
+    fn from(error: StoreError) -> Self {
+        Self::Negotiation(error.into())
+    }
+}
+
+impl From<NegotiationError> for FrontError {
+    fn from(error: NegotiationError) -> Self {
+        Self::Negotiation(error)
+    }
+}
+
+impl From<GrantError> for FrontError {
+    fn from(error: GrantError) -> Self {
+        Self::Grant(error)
+    }
+}
+
+impl From<EventError> for FrontError {
+    fn from(error: EventError) -> Self {
+        Self::Event(error)
+    }
+}
+
+impl fmt::Display for FrontError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Negotiation(error) => error.fmt(f),
+            Self::Grant(error) => error.fmt(f),
+            Self::Event(error) => error.fmt(f),
+        }
+    }
+}
+
+/// A disk that another domain serves. `B` is what I/O is done from and to; it comes back with its completion.
+pub struct Front<D: Domain, B: Buffer> {
+    domain: D,
+    device: Device<D::Store>,
+    queue: Option<Queue<D, B>>,
+    disk: Option<Disk>,
+}
+
+impl<D: Domain, B: Buffer> Front<D, B> {
+    /// Takes the device whose directory is `path`, as in "device/vbd/51712". [`step`](Self::step) does the rest.
+    ///
+    /// # Errors
+    /// [`FrontError`] if its nodes are not there or wrong.
+    pub fn new(domain: &D, path: &str) -> Result<Self, FrontError> {
+        let device = Device::front(domain.store(), path)?;
+        device.switch(State::Initialising)?;
+        Ok(Self { domain: domain.clone(), device, queue: None, disk: None })
+    }
+
+    /// Returns its place in xenstore.
+    pub const fn device(&self) -> &Device<D::Store> {
+        &self.device
+    }
+
+    /// Returns what the disk is, once it is connected.
+    pub const fn disk(&self) -> Option<&Disk> {
+        self.disk.as_ref()
+    }
+
+    /// Returns the queue, from the moment that the ring exists.
+    pub const fn queue(&mut self) -> Option<&mut Queue<D, B>> {
+        self.queue.as_mut()
+    }
+
+    /// Returns the port whose events [`Queue::poll`] answers.
+    pub fn port(&self) -> Option<Port> {
+        self.queue.as_ref().map(Queue::port)
+    }
+
+    /// Goes on with the life cycle. Called when [`Device::changed`] says that the other end has moved, and after
+    /// [`close`](Self::close) whenever I/O has completed. `lost` gets what was in flight when the other end vanished.
+    ///
+    /// # Errors
+    /// [`FrontError`]; it was reported in the store, and the device is being closed.
+    pub fn step(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
+        let done = self.advance(lost);
+        if let Err(error) = &done {
+            self.device.fault(format_args!("{error}"));
+            self.domain.platform().log(Level::Error, format_args!("xbd {}: {error}", self.device.path()));
+            // The store itself may be what is broken; there is nobody left to tell.
+            let _ = self.close();
+        }
+        done
+    }
+
+    fn advance(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
+        match (self.device.state(), self.device.other_state()?) {
+            (State::Initialising | State::Closed, State::InitWait) if self.queue.is_none() => self.connect(),
+            (State::Initialised, State::Connected) => {
+                let disk = features::find_disk(&self.device)?;
+                self.learn(disk);
+                self.device.switch(State::Connected)?;
+                Ok(Change::Connected(disk))
+            }
+            (State::Connected, State::Connected) => self.look_again(),
+            (State::Initialising | State::Initialised, State::Closing) => {
+                self.close()?;
+                self.finish()
+            }
+            (State::Connected, State::Closing) => Ok(Change::CloseWanted),
+            (State::Closing, State::Closed | State::Unknown) => {
+                self.give_up(lost);
+                self.finish()
+            }
+            (State::Closing, _) => self.finish(),
+            (State::Initialised | State::Connected, State::Closed | State::Unknown) => {
+                self.give_up(lost);
+                self.device.switch(State::Closed)?;
+                Ok(self.drop_queue())
+            }
+            (State::Closed, State::Closed | State::Unknown) if self.queue.is_some() => Ok(self.drop_queue()),
+            _ => Ok(Change::None),
+        }
+    }
+
+    /// Wants the device to end: no new requests. It ends in a [`step`](Self::step), when nothing is in flight.
+    ///
+    /// # Errors
+    /// [`FrontError`] if the store refuses.
+    pub fn close(&mut self) -> Result<(), FrontError> {
+        if !matches!(self.device.state(), State::Closing | State::Closed) {
+            self.device.switch(State::Closing)?;
+        }
+        if let Some(queue) = &mut self.queue {
+            queue.stop();
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self) -> Result<Change, FrontError> {
+        let queue = Queue::new(&self.domain, self.device.other_id())?;
+        features::offer_ring(&self.device, features::Ring { gref: queue.ring_ref(), port: queue.port() })?;
+        self.queue = Some(queue);
+        self.device.switch(State::Initialised)?;
+        Ok(Change::None)
+    }
+
+    fn learn(&mut self, disk: Disk) {
+        self.disk = Some(disk);
+        if let Some(queue) = &mut self.queue {
+            queue.start(disk);
+        }
+    }
+
+    /// A back end that is connected already says "Connected" again to tell a new size.
+    fn look_again(&mut self) -> Result<Change, FrontError> {
+        let disk = features::find_disk(&self.device)?;
+        if self.disk == Some(disk) {
+            return Ok(Change::None);
+        }
+        self.learn(disk);
+        Ok(Change::Resized(disk))
+    }
+
+    /// Closing → Closed, when nothing is in flight.
+    fn finish(&mut self) -> Result<Change, FrontError> {
+        if self.queue.as_ref().is_some_and(|queue| queue.in_flight() > 0) {
+            return Ok(Change::None);
+        }
+        self.device.switch(State::Closed)?;
+        // The other end still maps the ring until it is closed, too.
+        match self.device.other_state()? {
+            State::Closed | State::Unknown => Ok(self.drop_queue()),
+            _ if self.queue.is_none() => Ok(Change::Closed),
+            _ => Ok(Change::None),
+        }
+    }
+
+    fn give_up(&mut self, lost: impl FnMut(Completion<B>)) {
+        if let Some(queue) = &mut self.queue {
+            queue.give_up(lost);
+        }
+    }
+
+    fn drop_queue(&mut self) -> Change {
+        self.queue = None;
+        self.disk = None;
+        Change::Closed
+    }
+}
