@@ -49,6 +49,20 @@ pub unsafe trait Buffer {
     fn segments(&self) -> impl Iterator<Item = Segment>;
 }
 
+// SAFETY: nothing is a buffer without segments, something is one itself.
+unsafe impl<B: Buffer> Buffer for Option<B> {
+    fn segments(&self) -> impl Iterator<Item = Segment> {
+        self.iter().flat_map(Buffer::segments)
+    }
+}
+
+// SAFETY: the pages are those of the second half; the first is what its owner knows it by.
+unsafe impl<T, B: Buffer> Buffer for (T, B) {
+    fn segments(&self) -> impl Iterator<Item = Segment> {
+        self.1.segments()
+    }
+}
+
 /// Owned, page aligned, zeroed pages of this domain. Freed when dropped.
 pub struct Pages<P: Platform> {
     platform: P,
@@ -179,6 +193,9 @@ impl fmt::Debug for Shared<'_> {
 }
 
 impl<'a> Shared<'a> {
+    /// A view of nothing.
+    pub const EMPTY: Self = Self { va: NonNull::dangling(), len: 0, life: core::marker::PhantomData };
+
     /// Makes a view of `len` bytes at `va`.
     ///
     /// # Safety
