@@ -1,0 +1,102 @@
+//! Transactions: work on a snapshot, checked by doing it again.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use xen_sys::io::xs_wire::XsdSockmsgType as Op;
+
+use crate::request::{self, Session};
+use crate::tree::Tree;
+use crate::watch::Changes;
+use crate::{Quota, Refusal};
+
+/// An open transaction.
+#[derive(Debug)]
+pub(crate) struct Transaction {
+    base: Arc<Tree>,
+    tree: Arc<Tree>,
+    changes: Changes,
+    ops: Vec<(Op, Vec<u8>, Result<Vec<u8>, Refusal>)>,
+}
+
+impl Transaction {
+    /// Does one operation, and remembers it.
+    pub(crate) fn run(&mut self, session: &Session, op: Op, payload: &[u8], quota: &Quota) -> Result<Vec<u8>, Refusal> {
+        if !session.who.privileged() && self.ops.len() >= quota.transaction_ops {
+            return Err(Refusal::Quota);
+        }
+        let result = request::run(&mut self.tree, session, op, payload, quota, &mut self.changes);
+        self.ops.push((op, payload.into(), result.clone()));
+        result
+    }
+
+    /// Makes what was done here come true in `tree`, and returns the tree from before and the changes.
+    pub(crate) fn commit(
+        self,
+        session: &Session,
+        tree: &mut Arc<Tree>,
+        quota: &Quota,
+    ) -> Result<(Arc<Tree>, Changes), Refusal> {
+        let before = tree.clone();
+        if self.changes.0.is_empty() {
+            return Ok((before, self.changes));
+        }
+        if tree.generation == self.base.generation {
+            *tree = self.tree;
+            return Ok((before, self.changes));
+        }
+        let mut again = tree.clone();
+        let mut changes = Changes::default();
+        for (op, payload, result) in &self.ops {
+            if request::run(&mut again, session, *op, payload, quota, &mut changes) != *result {
+                return Err(Refusal::Again);
+            }
+        }
+        *tree = again;
+        Ok((before, changes))
+    }
+}
+
+/// The open transactions of one client.
+#[derive(Debug, Default)]
+pub(crate) struct Transactions {
+    open: BTreeMap<u32, Transaction>,
+    last: u32,
+}
+
+impl Transactions {
+    /// Opens one and returns its number.
+    pub(crate) fn start(&mut self, session: &Session, tree: &Arc<Tree>, quota: &Quota) -> Result<u32, Refusal> {
+        if !session.who.privileged() && self.open.len() >= quota.transactions {
+            return Err(Refusal::Quota);
+        }
+        // Numbers are small and positive, for clients that parse them as signed; one that is open is not given twice.
+        let next = |id: u32| if id >= i32::MAX as u32 { 1 } else { id + 1 };
+        let mut id = next(self.last);
+        while self.open.contains_key(&id) {
+            id = next(id);
+        }
+        self.last = id;
+        let transaction =
+            Transaction { base: tree.clone(), tree: tree.clone(), changes: Changes::default(), ops: Vec::new() };
+        self.open.insert(id, transaction);
+        Ok(id)
+    }
+
+    pub(crate) fn get(&mut self, id: u32) -> Result<&mut Transaction, Refusal> {
+        self.open.get_mut(&id).ok_or(Refusal::Io)
+    }
+
+    pub(crate) fn end(&mut self, id: u32) -> Option<Transaction> {
+        self.open.remove(&id)
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.open.clear();
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.open.len()
+    }
+}
