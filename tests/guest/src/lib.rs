@@ -13,6 +13,7 @@
 //! | [`console`] | output, by hypercall or through the console ring |
 //! | [`traps`] | faults: the registers are printed; reads that may fault |
 //! | [`exit`] | the end, good or bad, and how the outside learns of it; panics |
+//! | [`domu`] | builds a second domain |
 //! | [`programs`] | what can be run |
 #![no_std]
 #![cfg(target_os = "none")]
@@ -22,6 +23,7 @@ extern crate alloc;
 pub mod bare;
 pub mod boot;
 pub mod console;
+pub mod domu;
 pub mod exit;
 pub mod memory;
 pub mod programs;

@@ -4,6 +4,7 @@
 
 mod crash;
 mod hello;
+mod pair;
 mod selftest;
 
 use alloc::format;
@@ -32,6 +33,11 @@ pub static PROGRAMS: &[Program] = &[
         name: "crash",
         about: "ends badly: kind=panic|fault|write|opcode|stack|memory|driver|error",
         run: crash::run,
+    },
+    Program {
+        name: "pair",
+        about: "runs another program in a second domain: pair PROGRAM [key=value...]",
+        run: pair::run,
     },
 ];
 

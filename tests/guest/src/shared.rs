@@ -49,6 +49,14 @@ pub fn is_pending(port: Port) -> bool {
         .is_some_and(|word| word.load(SeqCst) & 1 << bit != 0)
 }
 
+/// Forgets an event on `port`.
+pub fn clear(port: Port) {
+    let (word, bit) = (port.0 / usize::BITS, port.0 % usize::BITS);
+    if let Some(word) = shared_info().and_then(|info| info.evtchn_pending.get(word as usize)) {
+        word.fetch_and(!(1 << bit), SeqCst);
+    }
+}
+
 /// Returns the address of the last page fault; 0 before the shared page is mapped. Xen writes it there, because a PV
 /// domain can't read cr2.
 pub fn fault_address() -> usize {

@@ -4,10 +4,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering::SeqCst;
 
 use hypercall::call::event_channel;
-use hypercall::{Hypervisor, Nr, Platform, Port, Region, XenError};
+use hypercall::{Hypervisor, Nr, Platform, Region, XenError};
 use xen_sys::version::XENVER_version;
 use xen_sys::xen::DOMID_SELF;
 use xen_sys::{Mfn, Pfn};
@@ -273,11 +272,11 @@ fn event_ends_waiting() -> Result<(), String> {
     // A wait for more ports than one poll takes looks at every one of them.
     let mut many = alloc::vec![own; 200];
     many.push(port);
-    clear(own);
+    shared::clear(own);
     let start = Bare.now_ns();
     Bare.wait(&many, start + 10_000_000_000);
     ensure!(Bare.now_ns() < start + 5_000_000_000, "waited to the end for {} ports", many.len());
-    clear(port);
+    shared::clear(port);
     ensure!(!shared::is_pending(port), "{port:?} is pending still");
     event_channel::close(&Bare, own).map_err(refused)?;
     event_channel::close(&Bare, port).map_err(refused)
@@ -320,11 +319,4 @@ fn frame(page: NonNull<u8>) -> Mfn {
 
 fn refused(error: XenError) -> String {
     format!("Xen refused: {error}")
-}
-
-fn clear(port: Port) {
-    let (word, bit) = (port.0 / usize::BITS, port.0 % usize::BITS);
-    if let Some(word) = shared::shared_info().and_then(|info| info.evtchn_pending.get(word as usize)) {
-        word.fetch_and(!(1 << bit), SeqCst);
-    }
 }
