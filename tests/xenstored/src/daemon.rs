@@ -1,6 +1,7 @@
 //! The daemon: its clients, the domains that it knows, and the operations that are about them.
 
 use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -91,8 +92,8 @@ impl Daemon {
 
     /// Takes note that a domain came: the watches on `@introduceDomain` fire, unless it was known.
     pub fn introduce(&mut self, domain: DomId) {
-        if !self.domains.contains_key(&domain) {
-            self.domains.insert(domain, None);
+        if let Entry::Vacant(place) = self.domains.entry(domain) {
+            place.insert(None);
             self.fire_special(INTRODUCE_DOMAIN);
         }
     }

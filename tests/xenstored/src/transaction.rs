@@ -11,23 +11,31 @@ use crate::tree::Tree;
 use crate::watch::Changes;
 use crate::{Quota, Refusal};
 
+/// An operation, and how it ended.
+#[derive(Debug)]
+struct Done {
+    op: Op,
+    payload: Vec<u8>,
+    result: Result<Vec<u8>, Refusal>,
+}
+
 /// An open transaction.
 #[derive(Debug)]
 pub(crate) struct Transaction {
     base: Arc<Tree>,
     tree: Arc<Tree>,
     changes: Changes,
-    ops: Vec<(Op, Vec<u8>, Result<Vec<u8>, Refusal>)>,
+    done: Vec<Done>,
 }
 
 impl Transaction {
     /// Does one operation, and remembers it.
     pub(crate) fn run(&mut self, session: &Session, op: Op, payload: &[u8], quota: &Quota) -> Result<Vec<u8>, Refusal> {
-        if !session.who.privileged() && self.ops.len() >= quota.transaction_ops {
+        if !session.who.privileged() && self.done.len() >= quota.transaction_ops {
             return Err(Refusal::Quota);
         }
         let result = request::run(&mut self.tree, session, op, payload, quota, &mut self.changes);
-        self.ops.push((op, payload.into(), result.clone()));
+        self.done.push(Done { op, payload: payload.into(), result: result.clone() });
         result
     }
 
@@ -48,7 +56,7 @@ impl Transaction {
         }
         let mut again = tree.clone();
         let mut changes = Changes::default();
-        for (op, payload, result) in &self.ops {
+        for Done { op, payload, result } in &self.done {
             if request::run(&mut again, session, *op, payload, quota, &mut changes) != *result {
                 return Err(Refusal::Again);
             }
@@ -79,7 +87,7 @@ impl Transactions {
         }
         self.last = id;
         let transaction =
-            Transaction { base: tree.clone(), tree: tree.clone(), changes: Changes::default(), ops: Vec::new() };
+            Transaction { base: tree.clone(), tree: tree.clone(), changes: Changes::default(), done: Vec::new() };
         self.open.insert(id, transaction);
         Ok(id)
     }
