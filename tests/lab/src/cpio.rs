@@ -108,7 +108,7 @@ mod tests {
         archive.tree(tree.path()).unwrap();
         let text = String::from_utf8(archive.finish().unwrap()).unwrap();
         assert!(text.contains("000081e8"), "mode of the file: {text:?}");
-        assert!(text.contains("sub/run\0hello"), "name and content: {text:?}");
+        assert!(text.contains("sub/run\0\0\0hello"), "name and content: {text:?}");
         assert!(text.contains("0000a1ff"), "mode of the link: {text:?}");
         assert!(text.contains("way\0") && text.matches("sub/run").count() == 2, "{text:?}");
     }

@@ -1,5 +1,7 @@
 //! What Xen's serial console tells about domains that crash.
 
+/// Lines before the news of a crash in which its reason is looked for.
+const REASON_LINES: usize = 4;
 /// Lines of a guest's stack that are shown; each holds four words.
 const STACK_LINES: usize = 4;
 
@@ -17,8 +19,8 @@ pub(crate) fn report(lines: &[String]) -> Option<String> {
     let at = xen.iter().position(|line| {
         line.starts_with("Panic on CPU") || line.starts_with("Domain ") && line.contains(" crashed on cpu#")
     })?;
-    let why = (0..at).rev().take(2).rev().map(|index| xen[index]).filter(|line| says_why(line));
-    let mut shown: Vec<&str> = why.collect();
+    let mut shown: Vec<&str> =
+        xen[at.saturating_sub(REASON_LINES)..at].iter().copied().filter(|line| says_why(line)).collect();
     let mut stack = None;
     for line in &xen[at..] {
         if line.starts_with("****") || line.starts_with("Hardware Dom0") || line.starts_with("mtrr") {
@@ -39,7 +41,10 @@ pub(crate) fn report(lines: &[String]) -> Option<String> {
 
 /// Tells whether a line that stands before "crashed" belongs to the crash, not to the boot.
 fn says_why(line: &str) -> bool {
-    line.starts_with("domain_crash") || line.contains("Unhandled") || line.contains("fault")
+    line.starts_with("domain_crash")
+        || line.starts_with("ERROR")
+        || line.contains("Unhandled")
+        || line.contains("fault")
 }
 
 #[cfg(test)]
@@ -79,8 +84,9 @@ guest: still talking
 
     #[test]
     fn a_panic_of_xen_is_told_with_its_words() {
-        let text = "(XEN) ****\n(XEN) Panic on CPU 0:\n(XEN) Could not construct domain 0\n(XEN) ****\n(XEN) \n";
-        assert_eq!(report(&lines(text)).unwrap(), "Panic on CPU 0:\nCould not construct domain 0");
+        let text = "(XEN) ERROR: bad image\n(XEN) \n(XEN) ****\n(XEN) Panic on CPU 0:\n(XEN) Could not construct domain 0\n\
+                    (XEN) ****\n(XEN) \n";
+        assert_eq!(report(&lines(text)).unwrap(), "ERROR: bad image\nPanic on CPU 0:\nCould not construct domain 0");
     }
 
     #[test]

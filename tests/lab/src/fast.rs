@@ -82,7 +82,7 @@ fn command_line(args: &Args) -> Result<String> {
 /// Turns a machine's end into the result of the run.
 fn judge(run: &Run, line: &str, timeout: u64) -> Result<()> {
     if let Some(report) = crash::report(&run.lines) {
-        bail!("the guest crashed in {line:?}\n{report}");
+        bail!("crash in {line:?}:\n{report}");
     }
     let last = tail(&run.lines, 20);
     match &run.end {
@@ -127,7 +127,9 @@ mod tests {
     #[test]
     fn only_the_guests_own_good_end_passes() {
         assert_eq!(outcome(exited(33), &["guest: ok"]), Ok(()));
-        for (code, word) in [(0, "without a word"), (1, "without a word"), (35, "failed"), (37, "panicked"), (39, "faulted")] {
+        for (code, word) in
+            [(0, "without a word"), (1, "without a word"), (35, "failed"), (37, "panicked"), (39, "faulted")]
+        {
             let message = outcome(exited(code), &[]).unwrap_err();
             assert!(message.contains(word), "{code}: {message}");
         }

@@ -23,7 +23,15 @@ pub(crate) fn build() -> Result<File> {
     let target_folder = workspace.join(target_folder);
 
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace).args(["build", "--release", "--package", "xenlab", "--target", TARGET, "--target-dir"]);
+    cargo.current_dir(workspace).args([
+        "build",
+        "--release",
+        "--package",
+        "xenlab",
+        "--target",
+        TARGET,
+        "--target-dir",
+    ]);
     cargo.arg(&target_folder);
     // Either would take the place of the flags that .cargo/config.toml has for the target.
     cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");

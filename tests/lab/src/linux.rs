@@ -203,13 +203,24 @@ impl<'a> Report<'a> {
     }
 }
 
+/// Returns the last lines of dom0 and the guest, or, if dom0 never came up, those of the boot.
+fn said_in_dom0(lines: &[String]) -> String {
+    match lines.iter().position(|line| line == "xenlab-dom0: up") {
+        None => tail(lines, 20),
+        Some(up) => {
+            let said = lines[up + 1..].iter().filter(|line| !line.is_empty() && !line.starts_with("(XEN)"));
+            tail(&said.cloned().collect::<Vec<_>>(), 20)
+        }
+    }
+}
+
 /// Turns a machine's end and what it said into the result of the run.
 fn judge(run: &Run, expected: &Expected, timeout: u64) -> Result<()> {
     if let Some(report) = crash::report(&run.lines) {
-        bail!("the guest crashed\n{report}");
+        bail!("crash:\n{report}");
     }
     let report = Report::read(&run.lines);
-    let last = tail(&run.lines, 30);
+    let last = said_in_dom0(&run.lines);
     if let Some(failure) = report.dom0("failed") {
         bail!("the job in dom0 failed: {failure}; last lines:\n{last}");
     }

@@ -201,7 +201,7 @@ fn unpack(apt: &Apt, packages: &Packages, tree: &Path) -> Result<()> {
         let mut open = open.spawn().context("dpkg-deb can't be started")?;
         let content = open.stdout.take().context("dpkg-deb has no output")?;
         let mut tar = Command::new("tar");
-        tar.args(["-x", "--keep-directory-symlink", "-C"]).arg(tree).stdin(content);
+        tar.args(["-x", "-p", "--keep-directory-symlink", "-C"]).arg(tree).stdin(content);
         die_with_parent(&mut tar, Vec::new());
         let written = tar.status();
         let opened = open.wait()?;
@@ -267,7 +267,8 @@ fn check_tools() -> Result<()> {
     let path = env::var_os("PATH").unwrap_or_default();
     let is_there = |tool: &str| env::split_paths(&path).any(|folder| folder.join(tool).is_file());
     let tools = [("apt-get", "apt"), ("dpkg-deb", "dpkg"), ("tar", "tar")];
-    let mut missing: Vec<&str> = tools.iter().filter(|(tool, _)| !is_there(tool)).map(|&(_, package)| package).collect();
+    let mut missing: Vec<&str> =
+        tools.iter().filter(|(tool, _)| !is_there(tool)).map(|&(_, package)| package).collect();
     if !Path::new(crate::apt::KEYRING).exists() {
         missing.push("debian-archive-keyring");
     }
@@ -322,6 +323,7 @@ fn step(what: &str) {
 
 /// A bar on standard error; nothing where that is no terminal.
 fn progress(length: usize, unit: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template("  {wide_bar} {pos}/{len} {msg} {elapsed}").expect("the template is right");
+    let style =
+        ProgressStyle::with_template("  {wide_bar} {pos}/{len} {msg} {elapsed}").expect("the template is right");
     ProgressBar::new(length as u64).with_style(style).with_message(unit.to_owned())
 }
