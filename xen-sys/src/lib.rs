@@ -39,9 +39,9 @@ pub mod vcpu;
 pub mod version;
 pub mod xen;
 
-/// Size of a page in bytes.
-///
-/// No C counterpart: each kernel's own headers define it.
+pub use xen::Nr;
+
+/// `1 << XEN_PAGE_SHIFT`: size of a page in bytes.
 pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
 
 /// `XEN_PAGE_SHIFT`: binary logarithm of [`PAGE_SIZE`].
@@ -112,13 +112,6 @@ impl<T> Default for GuestHandle<T> {
         Self(core::ptr::null_mut())
     }
 }
-
-/// Number of a hypercall: its index in the hypercall page, and the first register of the call.
-///
-/// No C counterpart: C passes it as a plain integer. Its values are the constants here.
-#[repr(transparent)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Nr(pub usize);
 
 /// Plain old data that is copied to and from shared memory as a whole, word by word.
 ///

@@ -6,7 +6,14 @@ use static_assertions::const_assert_eq;
 
 use crate::arch_x86::ArchVcpuInfo;
 use crate::arch_x86::xen::{ArchSharedInfo, XEN_LEGACY_MAX_VCPUS};
-use crate::{DomId, GuestHandle, Nr, Port, XenPfn};
+use crate::{DomId, GuestHandle, Port, XenPfn};
+
+/// Number of a hypercall: its index in the hypercall page, and the first register of the call.
+///
+/// No C counterpart: C passes it as a plain integer. Its values are the constants here.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Nr(pub usize);
 
 impl Nr {
     /// `__HYPERVISOR_set_trap_table`: sets the virtual trap table.

@@ -26,9 +26,7 @@ pub struct SringHeader {
 }
 const_assert_eq!(size_of::<SringHeader>(), RING_HEADER_SIZE);
 
-/// Bytes before the first slot.
-///
-/// No C counterpart: C writes it as the offset of `ring` in [`SringHeader`].
+/// `offsetof(struct blkif_sring, ring)`: bytes before the first slot.
 pub const RING_HEADER_SIZE: usize = 64;
 
 /// Returns how many slots of type `T` a ring of so many bytes has: those that fit, rounded down to a power of two. 0 if none.
