@@ -5,7 +5,7 @@
 
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use xen_sys::Gfn;
 
@@ -178,6 +178,7 @@ unsafe impl<P: Platform> Buffer for PageBuf<P> {
 pub struct Shared<'a> {
     va: NonNull<u8>,
     len: usize,
+    writable: bool,
     life: core::marker::PhantomData<&'a [AtomicU8]>,
 }
 
@@ -194,14 +195,27 @@ impl fmt::Debug for Shared<'_> {
 
 impl<'a> Shared<'a> {
     /// A view of nothing.
-    pub const EMPTY: Self = Self { va: NonNull::dangling(), len: 0, life: core::marker::PhantomData };
+    pub const EMPTY: Self = Self { va: NonNull::dangling(), len: 0, writable: true, life: core::marker::PhantomData };
 
     /// Makes a view of `len` bytes at `va`.
     ///
     /// # Safety
     /// For `'a` the bytes are mapped and writable, and this domain accesses them only atomically.
     pub const unsafe fn new(va: NonNull<u8>, len: usize) -> Self {
-        Self { va, len, life: core::marker::PhantomData }
+        Self { va, len, writable: true, life: core::marker::PhantomData }
+    }
+
+    /// Makes a view of `len` bytes at `va` that can't be written, such as a page granted for reading only.
+    ///
+    /// # Safety
+    /// For `'a` the bytes are mapped, and this domain accesses them only atomically.
+    pub const unsafe fn read_only(va: NonNull<u8>, len: usize) -> Self {
+        Self { va, len, writable: false, life: core::marker::PhantomData }
+    }
+
+    /// Tells whether the bytes may be written.
+    pub const fn is_writable(self) -> bool {
+        self.writable
     }
 
     /// Returns its length in bytes.
@@ -251,8 +265,9 @@ impl<'a> Shared<'a> {
     /// Copies `from` to the bytes at `offset`.
     ///
     /// # Panics
-    /// If they do not all lie inside.
+    /// If they do not all lie inside, or the view is for reading only.
     pub fn write(self, offset: usize, from: &[u8]) {
+        assert!(self.writable, "write to a read-only page");
         let to = self.slice(offset, from.len());
         let head = to.va.as_ptr().align_offset(8).min(from.len());
         let (first, rest) = from.split_at(head);
@@ -264,6 +279,18 @@ impl<'a> Shared<'a> {
             target.store(u64::from_ne_bytes(*word), Relaxed);
         }
         to.set_bytes(head + 8 * words.len(), last);
+    }
+
+    /// Returns the word at `offset`: an index of a ring, whose users know what is to be ordered around it.
+    ///
+    /// # Panics
+    /// If the word does not lie inside, or is not aligned, or the view is for reading only.
+    pub fn word(self, offset: usize) -> &'a AtomicU32 {
+        assert!(self.writable, "a word of a read-only page");
+        let word = self.slice(offset, size_of::<u32>()).va.cast::<AtomicU32>();
+        assert!(word.is_aligned(), "a word at {offset}");
+        // SAFETY: inside the view and aligned, as was just checked, and mapped for `'a`, as `new` was promised.
+        unsafe { word.as_ref() }
     }
 
     fn byte(&self, offset: usize) -> &AtomicU8 {

@@ -11,7 +11,8 @@
 
 mod table;
 
-pub use table::EventChannels;
+pub use crate::call::event_channel::Status;
+pub use table::{Event, EventChannels, PORTS};
 
 use core::fmt;
 
@@ -57,6 +58,14 @@ pub trait Events: Clone {
     /// Says that the event was handled: the next one is dispatched again. An event that came meanwhile is not lost.
     fn unmask(&self, port: Port);
 
+    /// Takes the event that is pending on a port, and tells whether there was one: for whoever waits on a port without being
+    /// dispatched.
+    fn take(&self, port: Port) -> bool;
+
+    /// Makes an event pending on an own port, as if the other end had signalled: what was taken by waiting is passed on to the
+    /// dispatcher.
+    fn raise(&self, port: Port);
+
     /// Closes the port; it may be another's from now on.
     fn close(&self, port: Port);
 }
@@ -83,6 +92,12 @@ impl<E: Events> Channel<E> {
     /// As [`Events::bind_interdomain`].
     pub fn bind(events: &E, remote: DomId, port: Port) -> Result<Self, EventError> {
         Ok(Self { port: events.bind_interdomain(remote, port)?, events: events.clone() })
+    }
+
+    /// Takes over a port that is there already, such as the console's and xenstore's, which the toolstack made.
+    pub fn adopt(events: &E, port: Port) -> Self {
+        events.unmask(port);
+        Self { events: events.clone(), port }
     }
 
     /// Returns the local port.

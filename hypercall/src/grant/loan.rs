@@ -97,10 +97,12 @@ impl<B: Buffer, const N: usize> Loan<B, N> {
     /// is for ever.
     pub fn dissolve<G: Grants>(mut self, grants: &G) -> Result<Option<B>, Held<B>> {
         let recalled = self.recall(grants);
-        grants.release(&self.refs[self.shared..]);
+        // SAFETY: reserved by `new`, not shared, and given up with this object.
+        unsafe { grants.release(&self.refs[self.shared..]) };
         match (recalled, self.buffer.take()) {
             (Err(StillMapped { .. }), Some(buffer)) => {
-                grants.quarantine(self.refs[..self.shared].into(), None);
+                // SAFETY: reserved by `new`, and given up with this object.
+                unsafe { grants.quarantine(self.refs[..self.shared].into(), None) };
                 Err(Held(buffer))
             }
             (Ok(buffer), _) => Ok(buffer),

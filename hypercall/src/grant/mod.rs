@@ -14,24 +14,31 @@
 //!
 //! [`Buffer`]: crate::mem::Buffer
 
+mod copy;
 mod loan;
 mod map;
 mod shared;
+mod status;
 mod table;
 
+pub use copy::{CopyBatch, CopyError, Foreign, Local};
 pub use loan::{Held, LendError, Loan};
-pub use map::{CopyBatch, MapError, Window};
+pub use map::{MapError, MapRequest, UnmapError, Window};
 pub use shared::SharedPages;
-pub use table::GrantTable;
+pub use status::GrantStatus;
+pub use table::{GrantStats, GrantTable};
 
 use alloc::vec::Vec;
 use core::fmt;
 
 use xen_sys::{DomId, Gfn, GrantRef};
 
-use crate::error::XenError;
+use crate::call::grant_table::GrantOpError;
 use crate::mem::{OutOfMemory, Pages};
 use crate::platform::Platform;
+
+/// A status that Xen never gives: written before a call, so that an entry which it didn't come to can be told.
+const UNTRIED: i16 = 1;
 
 /// What the peer may do with a granted page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +58,7 @@ pub enum GrantError {
         entries: u32,
     },
     /// The hypervisor refused to enlarge the table.
-    Xen(XenError),
+    Xen(GrantOpError),
     /// There was no memory for the table's frames or for the pages to grant.
     OutOfMemory(OutOfMemory),
 }
@@ -106,7 +113,10 @@ pub unsafe trait Grants: Clone {
     fn reserve(&self, refs: &mut [GrantRef]) -> Result<(), GrantError>;
 
     /// Gives back references that are not shared any more.
-    fn release(&self, refs: &[GrantRef]);
+    ///
+    /// # Safety
+    /// The caller has reserved them, and nobody uses them for anything any more.
+    unsafe fn release(&self, refs: &[GrantRef]);
 
     /// Lets `peer` access a page through a reserved reference. One entry written, no hypercall, no lock.
     ///
@@ -124,5 +134,8 @@ pub unsafe trait Grants: Clone {
     /// Takes shared references that could not be ended, with the pages behind them if they are known, and keeps all of it
     /// out of use until nobody maps any of them; tries again whenever references are reserved or quarantined. Beyond a
     /// cap the pages are leaked. Both are counted.
-    fn quarantine(&self, refs: Vec<GrantRef>, pages: Option<Pages<Self::Platform>>);
+    ///
+    /// # Safety
+    /// The caller has reserved the references, and nobody uses them for anything any more; the pages are not used either.
+    unsafe fn quarantine(&self, refs: Vec<GrantRef>, pages: Option<Pages<Self::Platform>>);
 }

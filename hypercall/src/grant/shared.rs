@@ -53,13 +53,15 @@ impl<G: Grants> Drop for SharedPages<G> {
         let mut refs = core::mem::take(&mut self.refs);
         refs.retain(|gref| match self.grants.end(*gref) {
             Ok(()) => {
-                self.grants.release(&[*gref]);
+                // SAFETY: reserved by `new`, and its access is over.
+                unsafe { self.grants.release(&[*gref]) };
                 false
             }
             Err(StillMapped { .. }) => true,
         });
         if !refs.is_empty() {
-            self.grants.quarantine(refs, self.pages.take());
+            // SAFETY: reserved by `new`; references and pages go with this object.
+            unsafe { self.grants.quarantine(refs, self.pages.take()) };
         }
     }
 }

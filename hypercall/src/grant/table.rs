@@ -1,0 +1,361 @@
+//! This domain's grant table, version 1.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{
+    AtomicU32,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
+
+use spin::Mutex;
+use xen_sys::grant_table::{
+    GNTTAB_NR_RESERVED_ENTRIES, GTF_invalid, GTF_permit_access, GTF_reading, GTF_readonly, GTF_writing, GrantEntryV1,
+};
+use xen_sys::xen::{UVMF_ALL, UVMF_INVLPG, UVMF_NONE};
+use xen_sys::{DomId, Gfn, GrantRef, XenPfn};
+
+use super::{Access, GrantError, Grants, StillMapped};
+use crate::call::grant_table::{GrantOpError, query_size, setup_table};
+use crate::call::mmu::update_va_mapping;
+use crate::mem::{OutOfMemory, PAGE_SIZE, Pages};
+use crate::platform::{Level, Platform, Region};
+
+/// Entries of one frame of the table.
+const PER_FRAME: u32 = (PAGE_SIZE / size_of::<GrantEntryV1>()) as u32;
+
+/// Frames for which address space is set aside, however many Xen would allow: half a million entries.
+const MAX_FRAMES: u32 = 1024;
+
+/// References that the quarantine keeps; beyond, they are leaked. Bounds the work of trying again.
+const QUARANTINE_MAX: usize = 1024;
+
+/// How often `end` tries again because Xen changed the entry between look and swap. A peer that maps and unmaps in a loop
+/// could keep it busy; the caller may come back.
+const END_TRIES: usize = 8;
+
+/// Bits of a page-table entry: present, writable, user (the kernel of a 64-bit PV guest runs in ring 3), accessed, dirty.
+const PTE: u64 = 0x67;
+
+/// This domain's grant table. A handle: cheap to clone, and shared by all CPUs. There must be one table a domain.
+///
+/// `share` and `end` write entries without a lock. Reserving, releasing and the quarantine take a spin lock; they belong to
+/// attach and detach, and not into an interrupt handler.
+///
+/// The frames are mapped by `update_va_mapping`, so this is for PV domains; in an auto-translated one, Xen refuses that and
+/// [`GrantTable::new`] says so. Frame numbers above 32 bits (16 TiB of machine memory) need version 2: an entry for such a
+/// frame stays invalid, and the peer is refused.
+///
+/// When the last handle is dropped, what is still mapped by peers stays granted, and its pages are leaked.
+pub struct GrantTable<P: Platform>(Arc<Inner<P>>);
+
+struct Inner<P: Platform> {
+    platform: P,
+    /// Address space for `max_frames` frames.
+    region: NonNull<u8>,
+    max_frames: u32,
+    /// Entries in frames that are mapped. Changed only under the lock.
+    entries: AtomicU32,
+    state: Mutex<State<P>>,
+}
+
+struct State<P: Platform> {
+    /// Free references, last in first out. Has capacity for all entries, so that giving back never allocates.
+    free: Vec<GrantRef>,
+    /// Numbers of the table's frames.
+    frames: Vec<XenPfn>,
+    quarantine: Vec<Quarantined<P>>,
+    stats: GrantStats,
+}
+
+struct Quarantined<P: Platform> {
+    refs: Vec<GrantRef>,
+    pages: Option<Pages<P>>,
+}
+
+/// The state of a grant table, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GrantStats {
+    /// Entries that the table has, the reserved ones included.
+    pub entries: u32,
+    /// References that nobody has reserved.
+    pub free: u32,
+    /// References in the quarantine: still mapped by a peer when they were given up.
+    pub quarantined_refs: u32,
+    /// Pages in the quarantine.
+    pub quarantined_pages: u32,
+    /// References that are lost: the quarantine was full, or the entry was in use when the table was taken over.
+    pub leaked_refs: u32,
+    /// Pages that are lost.
+    pub leaked_pages: u32,
+    /// How often the table was enlarged.
+    pub grown: u32,
+}
+
+// SAFETY: the table's memory is nothing but atomics, and everything else is under the lock.
+unsafe impl<P: Platform + Send + Sync> Send for Inner<P> {}
+// SAFETY: as above.
+unsafe impl<P: Platform + Send + Sync> Sync for Inner<P> {}
+
+impl<P: Platform> Clone for GrantTable<P> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<P: Platform> fmt::Debug for GrantTable<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GrantTable({:?})", self.stats())
+    }
+}
+
+impl<P: Platform> GrantTable<P> {
+    /// Takes over the domain's grant table and maps its first frame. The first eight entries stay the toolstack's.
+    ///
+    /// # Errors
+    /// [`GrantError`] if Xen refuses, or there is no address space.
+    pub fn new(platform: P) -> Result<Self, GrantError> {
+        let (_, max_frames) = query_size(&platform).map_err(GrantError::Xen)?;
+        let max_frames = max_frames.min(MAX_FRAMES);
+        let pages = max_frames as usize;
+        let region = platform.alloc(Region::Unbacked, pages).ok_or(OutOfMemory { pages })?;
+        let state =
+            State { free: Vec::new(), frames: Vec::new(), quarantine: Vec::new(), stats: GrantStats::default() };
+        let inner = Inner { platform, region, max_frames, entries: AtomicU32::new(0), state: Mutex::new(state) };
+        inner.grow(&mut inner.state.lock(), 1)?;
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Returns the state of the table in numbers.
+    pub fn stats(&self) -> GrantStats {
+        let state = self.0.state.lock();
+        let refs = state.quarantine.iter().map(|held| held.refs.len() as u32).sum();
+        let pages = state.quarantine.iter().map(Quarantined::pages).sum();
+        GrantStats {
+            entries: self.0.entries.load(Relaxed),
+            free: state.free.len() as u32,
+            quarantined_refs: refs,
+            quarantined_pages: pages,
+            ..state.stats
+        }
+    }
+
+    /// Tries again to end what is in the quarantine. `reserve` does so too; this is for whoever waits for a peer.
+    pub fn retry_quarantine(&self) {
+        let freed = self.0.retry(&mut self.0.state.lock());
+        drop(freed);
+    }
+}
+
+impl<P: Platform> Quarantined<P> {
+    fn pages(&self) -> u32 {
+        self.pages.as_ref().map_or(0, |pages| pages.count() as u32)
+    }
+
+    /// Gives everything up for ever.
+    fn leak(self, stats: &mut GrantStats) {
+        stats.leaked_refs += self.refs.len() as u32;
+        stats.leaked_pages += self.pages();
+        if let Some(pages) = self.pages {
+            pages.leak();
+        }
+    }
+}
+
+impl<P: Platform> Inner<P> {
+    /// Returns the address of a frame of the table as the hypervisor knows it.
+    fn frame_va(&self, frame: u32) -> NonNull<u8> {
+        // SAFETY: callers ask for frames below `max_frames`, for which there is address space.
+        unsafe { self.region.add(frame as usize * PAGE_SIZE) }
+    }
+
+    /// Returns the entry of a reference, or `None` beyond the end of the table.
+    #[inline]
+    fn entry(&self, gref: GrantRef) -> Option<&GrantEntryV1> {
+        // Acquire: the frame was mapped before the number of entries was raised.
+        if gref.0 >= self.entries.load(Acquire) {
+            return None;
+        }
+        let page = self.platform.mapped(self.frame_va(gref.0 / PER_FRAME)).cast::<GrantEntryV1>();
+        // SAFETY: the frame is mapped, holds `PER_FRAME` entries made of atomics, and is unmapped only in `drop`.
+        Some(unsafe { page.add((gref.0 % PER_FRAME) as usize).as_ref() })
+    }
+
+    /// Ends the access by an entry, unless somebody maps it.
+    #[inline]
+    fn end(&self, gref: GrantRef) -> Result<(), StillMapped> {
+        let Some(entry) = self.entry(gref) else { return Ok(()) };
+        let mut flags = entry.flags.load(Relaxed);
+        for _ in 0..END_TRIES {
+            if flags & (GTF_reading | GTF_writing) != 0 {
+                break;
+            }
+            // One step for look and change: a peer that maps between the two would else keep its mapping of a page that we
+            // take for our own again. Acquire and release: what the peer's accesses did is before, and our reuse after.
+            match entry.flags.compare_exchange(flags, GTF_invalid, AcqRel, Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(now) => flags = now,
+            }
+        }
+        Err(StillMapped { gref })
+    }
+
+    /// Enlarges the table by at least `lacking` entries. What was added stays, even if not all could be.
+    #[cold]
+    fn grow(&self, state: &mut State<P>, lacking: usize) -> Result<(), GrantError> {
+        let entries = self.entries.load(Relaxed);
+        let have = entries / PER_FRAME;
+        // The reserved entries of the first frame are no use to anybody.
+        let reserved = if have == 0 { GNTTAB_NR_RESERVED_ENTRIES as usize } else { 0 };
+        let more = lacking.saturating_add(reserved).div_ceil(PER_FRAME as usize);
+        let want = (have as usize).saturating_add(more);
+        if want > self.max_frames as usize {
+            return Err(GrantError::TableFull { entries });
+        }
+        let no_memory = |_| OutOfMemory { pages: more };
+        state.free.try_reserve(want * PER_FRAME as usize - state.free.len()).map_err(no_memory)?;
+        state.frames.try_reserve(want - state.frames.len().min(want)).map_err(no_memory)?;
+        state.frames.resize(want, XenPfn(0));
+        setup_table(&self.platform, want as u32, &mut state.frames).map_err(GrantError::Xen)?;
+        for frame in have..want as u32 {
+            let va = self.frame_va(frame);
+            let pte = (state.frames[frame as usize].0 as u64) << 12 | PTE;
+            // SAFETY: address space of ours into which nothing is mapped yet; the frame is the table's, and will be seen
+            // through atomics only.
+            let mapped = unsafe { update_va_mapping(&self.platform, va.as_ptr().addr(), pte, UVMF_NONE) };
+            mapped.map_err(|error| GrantError::Xen(GrantOpError::Xen(error)))?;
+            self.entries.store((frame + 1) * PER_FRAME, Release);
+            self.adopt(state, frame);
+        }
+        state.stats.grown += 1;
+        Ok(())
+    }
+
+    /// Puts the entries of a new frame on the free list, the lowest on top. A kernel that ran here before (a boot loader)
+    /// may have left grants: they are ended, and what its peer still maps is left alone for ever.
+    fn adopt(&self, state: &mut State<P>, frame: u32) {
+        let first = (frame * PER_FRAME).max(GNTTAB_NR_RESERVED_ENTRIES);
+        for gref in (first..(frame + 1) * PER_FRAME).rev().map(GrantRef) {
+            match self.end(gref) {
+                Ok(()) => state.free.push(gref),
+                Err(StillMapped { .. }) => state.stats.leaked_refs += 1,
+            }
+        }
+    }
+
+    /// Tries to end what is in the quarantine. Returns what is free now: to be dropped outside the lock, as that frees pages.
+    fn retry(&self, state: &mut State<P>) -> Vec<Quarantined<P>> {
+        let State { free, quarantine, .. } = state;
+        for held in quarantine.iter_mut() {
+            held.refs.retain(|gref| match self.end(*gref) {
+                Ok(()) => {
+                    free.push(*gref);
+                    false
+                }
+                Err(StillMapped { .. }) => true,
+            });
+        }
+        quarantine.extract_if(.., |held| held.refs.is_empty()).collect()
+    }
+}
+
+// SAFETY: `end` leaves an entry in which Xen finds no access any more, by one atomic step; a reference is on the free list or
+// with one owner, as the unsafe `release` and `quarantine` promise.
+unsafe impl<P: Platform> Grants for GrantTable<P> {
+    type Platform = P;
+
+    fn platform(&self) -> &P {
+        &self.0.platform
+    }
+
+    fn reserve(&self, refs: &mut [GrantRef]) -> Result<(), GrantError> {
+        let mut state = self.0.state.lock();
+        let freed = self.0.retry(&mut state);
+        let lacking = refs.len().saturating_sub(state.free.len());
+        let grown = if lacking > 0 { self.0.grow(&mut state, lacking) } else { Ok(()) };
+        let result = match state.free.len().checked_sub(refs.len()) {
+            Some(rest) => {
+                // From the top, the last one first.
+                for (gref, free) in refs.iter_mut().rev().zip(state.free.drain(rest..)) {
+                    *gref = free;
+                }
+                Ok(())
+            }
+            // Enlarged, but a former kernel's grants took the room.
+            None => grown.and(Err(GrantError::TableFull { entries: self.0.entries.load(Relaxed) })),
+        };
+        drop(state);
+        drop(freed);
+        result
+    }
+
+    unsafe fn release(&self, refs: &[GrantRef]) {
+        self.0.state.lock().free.extend_from_slice(refs);
+    }
+
+    #[inline]
+    unsafe fn share(&self, gref: GrantRef, peer: DomId, gfn: Gfn, access: Access) {
+        let Some(entry) = self.0.entry(gref) else { return };
+        let Ok(frame) = u32::try_from(gfn.0) else { return };
+        let flags = match access {
+            Access::ReadWrite => GTF_permit_access,
+            Access::ReadOnly => GTF_permit_access | GTF_readonly,
+        };
+        entry.frame.store(frame, Relaxed);
+        entry.domid.store(peer.0, Relaxed);
+        // Release: Xen, which serves the peer on another CPU, must find frame and domain once it finds the permission. What
+        // this domain wrote to the page before is before, too.
+        entry.flags.store(flags, Release);
+    }
+
+    #[inline]
+    fn end(&self, gref: GrantRef) -> Result<(), StillMapped> {
+        self.0.end(gref)
+    }
+
+    unsafe fn quarantine(&self, refs: Vec<GrantRef>, pages: Option<Pages<P>>) {
+        let held = Quarantined { refs, pages };
+        let (refs, pages) = (held.refs.len(), held.pages());
+        let mut state = self.0.state.lock();
+        let freed = self.0.retry(&mut state);
+        let kept: usize = state.quarantine.iter().map(|held| held.refs.len()).sum();
+        let leaked = kept + refs > QUARANTINE_MAX || state.quarantine.try_reserve(1).is_err();
+        if leaked {
+            held.leak(&mut state.stats);
+        } else {
+            state.quarantine.push(held);
+        }
+        let total = state.stats.leaked_refs as usize + kept + refs;
+        drop(state);
+        drop(freed);
+        // A peer can bring this about as often as its device is attached: fewer lines the longer it goes on.
+        if (total - refs).checked_ilog2() != total.checked_ilog2() {
+            let fate = if leaked { "leaked" } else { "quarantined" };
+            self.0.platform.log(
+                Level::Error,
+                format_args!("grant table: {refs} grant(s) and {pages} page(s) {fate}: still mapped by the peer"),
+            );
+        }
+    }
+}
+
+impl<P: Platform> Drop for Inner<P> {
+    fn drop(&mut self) {
+        drop(self.retry(&mut self.state.lock()));
+        let state = self.state.get_mut();
+        for held in state.quarantine.drain(..) {
+            held.leak(&mut state.stats);
+        }
+        let mut unmapped = true;
+        for frame in 0..self.entries.load(Relaxed) / PER_FRAME {
+            let va = self.frame_va(frame).as_ptr().addr();
+            // SAFETY: the last handle is gone, so nobody looks at the entries.
+            unmapped &= unsafe { update_va_mapping(&self.platform, va, 0, UVMF_INVLPG | UVMF_ALL) }.is_ok();
+        }
+        if unmapped {
+            // SAFETY: from `alloc` in `new`, and nothing is mapped there any more.
+            unsafe { self.platform.free(Region::Unbacked, self.region, self.max_frames as usize) };
+        }
+    }
+}
