@@ -278,6 +278,7 @@ fn event_ends_waiting() -> Result<(), String> {
     ensure!(Bare.now_ns() < start + 5_000_000_000, "waited to the end for {} ports", many.len());
     shared::clear(port);
     ensure!(!shared::is_pending(port), "{port:?} is pending still");
+    Bare.wait(&many, Bare.now_ns() + 3_000_000);
     event_channel::close(&Bare, own).map_err(refused)?;
     event_channel::close(&Bare, port).map_err(refused)
 }
