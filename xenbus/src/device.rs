@@ -277,6 +277,8 @@ pub struct Enumerator<S: Store> {
     /// Levels of directories between the root and a device: one for front ends, two for back ends.
     levels: usize,
     watch: WatchId,
+    /// The watch has fired, and the store was not read since.
+    dirty: bool,
     known: BTreeSet<String>,
 }
 
@@ -299,7 +301,7 @@ impl<S: Store> Enumerator<S> {
 
     fn new(store: &S, root: String, levels: usize) -> Result<Self, StoreError> {
         let watch = store.watch(&root)?;
-        Ok(Self { store: store.clone(), root, levels, watch, known: BTreeSet::new() })
+        Ok(Self { store: store.clone(), root, levels, watch, dirty: false, known: BTreeSet::new() })
     }
 
     /// Returns what has come and gone since this was last asked. However often the store has changed, it is read once.
@@ -307,7 +309,8 @@ impl<S: Store> Enumerator<S> {
     /// # Errors
     /// [`StoreError`]; the changes are told next time then.
     pub fn changes(&mut self) -> Result<Vec<Hotplug>, StoreError> {
-        if !self.store.fired(self.watch) {
+        self.dirty |= self.store.fired(self.watch);
+        if !self.dirty {
             return Ok(Vec::new());
         }
         let mut now = BTreeSet::from([self.root.clone()]);
@@ -327,6 +330,7 @@ impl<S: Store> Enumerator<S> {
         let new = now.difference(&self.known).map(|path| Hotplug::Added(path.to_string()));
         let changes = gone.chain(new).collect();
         self.known = now;
+        self.dirty = false;
         Ok(changes)
     }
 }

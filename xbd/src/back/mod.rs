@@ -19,11 +19,12 @@ pub use store::{Started, Store, StoreFault, Token, Work};
 use core::fmt;
 
 use hypercall::event::EventError;
-use hypercall::grant::MapError;
 use hypercall::mem::OutOfMemory;
 use hypercall::{Level, Platform, Port};
 use xenbus::device::{Device, State};
-use xenbus::{Domain, ring::RingError, store::StoreError};
+use xenbus::ring::{MapPagesError, RingError};
+use xenbus::store::StoreError;
+use xenbus::Domain;
 
 use crate::features::{self, Disk, NegotiationError};
 
@@ -46,7 +47,7 @@ pub enum BackError {
     /// The store refused, or a node is missing or wrong.
     Negotiation(NegotiationError),
     /// The ring can't be mapped.
-    Map(MapError),
+    Map(MapPagesError),
     /// No address space or memory for the queue.
     OutOfMemory(OutOfMemory),
     /// The event channel can't be bound.
@@ -67,8 +68,8 @@ impl From<NegotiationError> for BackError {
     }
 }
 
-impl From<MapError> for BackError {
-    fn from(error: MapError) -> Self {
+impl From<MapPagesError> for BackError {
+    fn from(error: MapPagesError) -> Self {
         Self::Map(error)
     }
 }
@@ -130,6 +131,21 @@ impl<D: Domain, S: Store> Back<D, S> {
     /// Returns the disk.
     pub const fn store(&self) -> &S {
         &self.store
+    }
+
+    /// Gives the disk back. The other end's memory is let go of.
+    pub fn into_store(self) -> S {
+        self.store
+    }
+
+    /// Tells whether the store works on something, so that [`poll`](Self::poll) may have something to complete.
+    pub fn store_busy(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.busy() > 0)
+    }
+
+    /// Tells whether [`step`](Self::step) has to go on although nobody else has moved.
+    pub fn closing(&self) -> bool {
+        self.device.state() == State::Closing && !self.store_busy()
     }
 
     /// Returns the port whose events [`poll`](Self::poll) answers, while the other end is connected.

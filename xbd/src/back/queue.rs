@@ -6,10 +6,10 @@ use alloc::vec;
 use hypercall::event::Channel;
 use hypercall::grant::{Access, MapRequest, Window};
 use hypercall::mem::Shared;
-use hypercall::{DomId, Port};
+use hypercall::{DomId, GrantRef, Port};
 use xen_sys::io::blkif::{BlkifOp, BlkifRequest, BlkifResponse};
 use xenbus::Domain;
-use xenbus::ring::{BackRing, Notify, RingError, RingPages};
+use xenbus::ring::{BackRing, MappedPages, Notify, RingError, RingPages};
 
 use super::BackError;
 use super::store::{Started, Store, StoreFault, Token, Work};
@@ -50,7 +50,7 @@ enum Slot {
 /// A ring with its event channel, and the requests that the store works on.
 pub struct Queue<D: Domain> {
     peer: DomId,
-    ring: BackRing<RingPages<Window<D::Platform>, BlkifRequest, BlkifResponse>>,
+    ring: BackRing<RingPages<MappedPages<D::Platform>, BlkifRequest, BlkifResponse>>,
     channel: Channel<D::Events>,
     window: Window<D::Platform>,
     slots: Box<[Slot]>,
@@ -63,8 +63,7 @@ pub struct Queue<D: Domain> {
 
 impl<D: Domain> Queue<D> {
     pub(super) fn new(domain: &D, peer: DomId, ring: Ring, disk: Disk) -> Result<Self, BackError> {
-        let mut page = Window::new(domain.platform(), 1)?;
-        page.map(0, MapRequest { gref: ring.gref, peer, access: Access::ReadWrite })?;
+        let page = MappedPages::new(domain.platform(), peer, &[ring.gref])?;
         let ring_end = BackRing::attach(RingPages::new(page));
         let size = ring_end.size();
         let window = Window::new(domain.platform(), size as usize * MAX_SEGMENTS)?;
@@ -187,8 +186,11 @@ impl<D: Domain> Queue<D> {
         let first = usize::from(index) * MAX_SEGMENTS;
         // Reading the disk writes to the page.
         let access = if operation == Operation::Read { Access::ReadWrite } else { Access::ReadOnly };
-        let maps = segments.iter().map(|segment| MapRequest { gref: segment.gref(), peer: self.peer, access });
-        if self.window.map_batch(first, maps).is_err() {
+        let mut maps = [MapRequest { gref: GrantRef(0), peer: self.peer, access }; MAX_SEGMENTS];
+        for (map, segment) in maps.iter_mut().zip(segments) {
+            map.gref = segment.gref();
+        }
+        if self.window.map_run(first, &maps[..segments.len()]).is_err() {
             self.counters.unmappable += 1;
             return self.answer(id, operation.wire(), Status::Error);
         }
@@ -221,7 +223,8 @@ impl<D: Domain> Queue<D> {
         self.free = Some(token.0);
         self.busy -= 1;
         // A page that can't be unmapped stays in its place in the window, which counts it; requests that need the place fail.
-        let _ = self.window.unmap_batch(usize::from(token.0) * MAX_SEGMENTS, mapped.into());
+        let first = usize::from(token.0) * MAX_SEGMENTS;
+        let _ = self.window.unmap_batch(first..first + usize::from(mapped));
         self.counters.store_faults += u64::from(result.is_err());
         self.answer(id, operation.wire(), if result.is_ok() { Status::Okay } else { Status::Error });
     }

@@ -100,7 +100,7 @@ impl<D: Domain, B: Buffer> Front<D, B> {
     /// # Errors
     /// [`FrontError`] if its nodes are not there or wrong.
     pub fn new(domain: &D, path: &str) -> Result<Self, FrontError> {
-        let device = Device::front(domain.store(), path)?;
+        let mut device = Device::front(domain.store(), path)?;
         device.switch(State::Initialising)?;
         Ok(Self { domain: domain.clone(), device, queue: None, disk: None })
     }

@@ -1,13 +1,15 @@
 //! The memory of a message ring: the index words at its beginning and the slots behind them.
 
+use core::fmt;
 use core::mem::{MaybeUninit, offset_of};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use hypercall::grant::{Grants, SharedPages};
-use hypercall::mem::Shared;
+use hypercall::grant::{Access, Grants, MapError, MapRequest, SharedPages, Window};
+use hypercall::mem::{OutOfMemory, Shared};
+use hypercall::{DomId, GrantRef, Platform};
 use xen_sys::Wire;
-use xen_sys::io::ring::Sring;
+use xen_sys::io::ring::{RING_HEADER_SIZE, SringHeader};
 
 /// One of the four words that both ends see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,10 +28,10 @@ impl Field {
     /// Returns where the word stands (io/ring.h, struct x_sring).
     pub const fn offset(self) -> usize {
         match self {
-            Self::ReqProd => offset_of!(Sring, req_prod),
-            Self::ReqEvent => offset_of!(Sring, req_event),
-            Self::RspProd => offset_of!(Sring, rsp_prod),
-            Self::RspEvent => offset_of!(Sring, rsp_event),
+            Self::ReqProd => offset_of!(SringHeader, req_prod),
+            Self::ReqEvent => offset_of!(SringHeader, req_event),
+            Self::RspProd => offset_of!(SringHeader, rsp_prod),
+            Self::RspEvent => offset_of!(SringHeader, rsp_event),
         }
     }
 }
@@ -123,6 +125,50 @@ unsafe impl<G: Grants> Backing for SharedPages<G> {
     }
 }
 
+/// A peer's pages, mapped one behind the other for reading and writing. Dropping them unmaps them.
+#[derive(Debug)]
+pub struct MappedPages<P: Platform>(Window<P>);
+
+/// Why a peer's pages can't be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapPagesError {
+    /// There is no address space.
+    OutOfMemory(OutOfMemory),
+    /// The hypervisor refused.
+    Map(MapError),
+}
+
+impl fmt::Display for MapPagesError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfMemory(error) => error.fmt(f),
+            Self::Map(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<P: Platform> MappedPages<P> {
+    /// Maps the pages that `peer` has granted by `refs`; at least one.
+    ///
+    /// # Errors
+    /// [`MapPagesError`]; nothing is mapped then.
+    pub fn new(platform: &P, peer: DomId, refs: &[GrantRef]) -> Result<Self, MapPagesError> {
+        let mut window = Window::new(platform, refs.len()).map_err(MapPagesError::OutOfMemory)?;
+        for (slot, gref) in refs.iter().enumerate() {
+            let request = MapRequest { gref: *gref, peer, access: Access::ReadWrite };
+            window.map(slot, request).map_err(MapPagesError::Map)?;
+        }
+        Ok(Self(window))
+    }
+}
+
+// SAFETY: all slots were mapped by `new` at an address of the window's own, and stay so until it is dropped.
+unsafe impl<P: Platform> Backing for MappedPages<P> {
+    fn view(&self) -> Shared<'_> {
+        self.0.view_run(0, self.0.slots()).unwrap_or(Shared::EMPTY)
+    }
+}
+
 /// A ring of requests `Q` and responses `S` in real shared pages.
 pub struct RingPages<B: Backing, Q, S> {
     backing: B,
@@ -144,7 +190,7 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
     /// If not even one slot fits, which no whole page can cause.
     pub fn new(backing: B) -> Self {
         let view = backing.view();
-        let fit = view.len().saturating_sub(size_of::<Sring>()) / Self::SLOT;
+        let fit = view.len().saturating_sub(RING_HEADER_SIZE) / Self::SLOT;
         let slots = 1u32 << fit.ilog2();
         let base = view.as_ptr();
         Self { backing, base, slots, of: core::marker::PhantomData }
@@ -165,7 +211,7 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
     fn slot(&self, slot: usize) -> *mut u8 {
         debug_assert!(slot < self.slots as usize, "slot {slot} of {}", self.slots);
         // SAFETY: `new` made as many slots as the memory holds, and callers mask the index.
-        unsafe { self.base.as_ptr().add(size_of::<Sring>() + slot * Self::SLOT) }
+        unsafe { self.base.as_ptr().add(RING_HEADER_SIZE + slot * Self::SLOT) }
     }
 
     /// Copies a `T` out of a slot, each word read once.

@@ -27,10 +27,12 @@ mod back;
 pub mod bytes;
 mod front;
 mod memory;
+mod owned;
 
 pub use back::BackRing;
 pub use front::FrontRing;
-pub use memory::{Backing, Field, Index, RingMemory, RingPages};
+pub use memory::{Backing, Field, Index, MapPagesError, MappedPages, RingMemory, RingPages};
+pub use owned::OwnedByteRings;
 
 use core::fmt;
 

@@ -1,0 +1,377 @@
+//! The disk: a server with a store in memory, a client that writes, reads back and verifies.
+
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use hypercall::mem::{PAGE_SIZE, PageBuf};
+use hypercall::{DomId, Platform};
+use sha2::{Digest, Sha256};
+use xbd::back::{self, Back, Started, Store, StoreFault, Token, Work};
+use xbd::features::Disk;
+use xbd::front::{self, Completion, Front, IoError, Returned, SubmitError};
+use xbd::protocol::Operation;
+use xbd::{MAX_SEGMENTS, SECTOR};
+use xenbus::device::{Enumerator, Hotplug};
+
+use crate::node::{Node, Own};
+use crate::{Context, Failure, ensure};
+
+/// A disk in memory. It finishes some work at once and some later, by turns, and the later in reverse order.
+pub struct Memory {
+    bytes: Vec<u8>,
+    started: u64,
+    later: VecDeque<Token>,
+    /// Flushes that were asked for.
+    pub flushes: u64,
+}
+
+impl Memory {
+    /// Makes a disk with these contents, a whole number of sectors.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, started: 0, later: VecDeque::new(), flushes: 0 }
+    }
+
+    /// Returns the contents.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Store for Memory {
+    fn sectors(&self) -> u64 {
+        (self.bytes.len() / SECTOR) as u64
+    }
+
+    fn start(&mut self, token: Token, work: Work<'_>) -> Started {
+        match work {
+            Work::Read { sector, parts } => {
+                let mut at = sector as usize * SECTOR;
+                for part in parts {
+                    part.write(0, &self.bytes[at..at + part.len()]);
+                    at += part.len();
+                }
+            }
+            Work::Write { sector, parts } => {
+                let mut at = sector as usize * SECTOR;
+                for part in parts {
+                    part.read(0, &mut self.bytes[at..at + part.len()]);
+                    at += part.len();
+                }
+            }
+            Work::Flush => self.flushes += 1,
+        }
+        self.started += 1;
+        if self.started.is_multiple_of(3) {
+            return Started::Done(Ok(()));
+        }
+        self.later.push_front(token);
+        Started::Pending
+    }
+
+    fn completed(&mut self) -> Option<(Token, Result<(), StoreFault>)> {
+        self.later.pop_front().map(|token| (token, Ok(())))
+    }
+}
+
+/// What became of a disk that was served.
+pub struct Served<S> {
+    /// The store, as the client has left it.
+    pub store: S,
+    /// What the queue has done, of the last connection.
+    pub counters: back::Counters,
+}
+
+/// Serves the first disk that the toolstack makes, until the toolstack removes it.
+///
+/// # Errors
+/// [`Failure`] if it can't be attached, or the client breaks the protocol.
+pub async fn serve<P: Platform, S: Store>(node: &Node<P>, store: S) -> Result<Served<S>, Failure> {
+    let mut devices = Enumerator::back(node.store(), "vbd").context("watch backend/vbd")?;
+    let path = first_device(node, &mut devices).await?;
+    let mut back = Back::new(node.own(), &path, store).context("xbdback")?;
+    let mut counters = back::Counters::default();
+    loop {
+        let seen = node.happened();
+        let mut more = false;
+        if node.take(back.port()) || back.store_busy() {
+            more = back.poll().context("xbdback poll")?;
+        }
+        if let Some(now) = back.counters() {
+            counters = *now;
+        }
+        if back.device().changed() || back.closing() {
+            match back.step().context("xbdback step")? {
+                back::Change::Removed => return Ok(Served { store: back.into_store(), counters }),
+                back::Change::None | back::Change::Connected | back::Change::Disconnected => {}
+            }
+        }
+        if more || back.store_busy() {
+            node.pause().await;
+        } else if node.happened() == seen {
+            node.turn().await;
+        }
+    }
+}
+
+/// Waits for the first device of a class and returns its path.
+pub(crate) async fn first_device<P: Platform>(
+    node: &Node<P>,
+    devices: &mut Enumerator<P2Store<P>>,
+) -> Result<String, Failure> {
+    loop {
+        let seen = node.happened();
+        for change in devices.changes().context("list devices")? {
+            if let Hotplug::Added(path) = change {
+                return Ok(path);
+            }
+        }
+        if node.happened() == seen {
+            node.turn().await;
+        }
+    }
+}
+
+/// The store of our own services.
+pub(crate) type P2Store<P> = xenbus::store::XenStore<P, hypercall::event::EventChannels<P>>;
+
+/// What goes through a queue: a number to know it by, and the data.
+type Io<P> = (u64, Option<PageBuf<P>>);
+
+/// A disk that a program uses.
+pub struct Client<P: Platform> {
+    node: Node<P>,
+    front: Front<Own<P>, Io<P>>,
+    disk: Disk,
+    next: u64,
+    /// The back end wants to go.
+    close_wanted: bool,
+}
+
+impl<P: Platform> Client<P> {
+    /// Attaches the first disk that there is, and waits until it is connected.
+    ///
+    /// # Errors
+    /// [`Failure`] if it can't be attached.
+    pub async fn attach(node: &Node<P>) -> Result<Self, Failure> {
+        let mut devices = Enumerator::front(node.store(), "vbd").context("watch device/vbd")?;
+        let path = first_device(node, &mut devices).await?;
+        let mut front = Front::new(node.own(), &path).context("xbd")?;
+        loop {
+            let seen = node.happened();
+            if front.device().changed()
+                && let front::Change::Connected(disk) = front.step(drop).context("xbd step")?
+            {
+                return Ok(Self { node: node.clone(), front, disk, next: 0, close_wanted: false });
+            }
+            if node.happened() == seen {
+                node.turn().await;
+            }
+        }
+    }
+
+    /// Returns what the disk is.
+    pub const fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Returns what the queue has done so far.
+    pub fn counters(&mut self) -> front::Counters {
+        self.front.queue().map(|queue| *queue.counters()).unwrap_or_default()
+    }
+
+    /// Tells whether the other end wants to go.
+    pub const fn close_wanted(&self) -> bool {
+        self.close_wanted
+    }
+
+    /// Lets the life cycle go on.
+    fn follow(&mut self) -> Result<bool, Failure> {
+        if !self.front.device().changed() {
+            return Ok(false);
+        }
+        let mut lost = 0;
+        let change = self.front.step(|_| lost += 1).context("xbd step")?;
+        match change {
+            front::Change::CloseWanted => self.close_wanted = true,
+            front::Change::Resized(disk) => self.disk = disk,
+            front::Change::Closed => {
+                return Err(Failure(format!("the back end has gone, {lost} request(s) are lost")));
+            }
+            front::Change::None | front::Change::Connected(_) => {}
+        }
+        Ok(true)
+    }
+
+    /// Waits until the other end wants to go.
+    ///
+    /// # Errors
+    /// [`Failure`] if it goes without asking.
+    pub async fn wait_close_wanted(&mut self) -> Result<(), Failure> {
+        while !self.close_wanted {
+            let seen = self.node.happened();
+            self.follow()?;
+            if self.node.happened() == seen && !self.close_wanted {
+                self.node.turn().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs requests of up to `MAX_SEGMENTS` pages over `range` (in sectors), as many at once as the ring takes. `fill` puts data
+    /// into each buffer before, `take` looks at it after; both get the first sector.
+    ///
+    /// # Errors
+    /// [`Failure`] if a request fails.
+    pub async fn transfer(
+        &mut self,
+        operation: Operation,
+        range: core::ops::Range<u64>,
+        mut fill: impl FnMut(u64, &PageBuf<P>),
+        mut take: impl FnMut(u64, &PageBuf<P>),
+    ) -> Result<(), Failure> {
+        let platform = self.node.own().platform.clone();
+        let mut at = range.start;
+        let mut failed = None;
+        // Buffers that came back, to be used again: nothing is allocated once the ring was full.
+        let mut spare: Vec<PageBuf<P>> = Vec::new();
+        loop {
+            let seen = self.node.happened();
+            while at < range.end && failed.is_none() {
+                let sectors = (range.end - at).min((MAX_SEGMENTS * PAGE_SIZE / SECTOR) as u64);
+                let len = sectors as usize * SECTOR;
+                let buffer = match spare.pop().filter(|buffer| buffer.len() == len) {
+                    Some(buffer) => buffer,
+                    None => PageBuf::new(&platform, len).context("buffer")?,
+                };
+                fill(at, &buffer);
+                let queue = self.front.queue().ok_or(Failure::new("no queue"))?;
+                match queue.submit(operation, at, (at, Some(buffer))) {
+                    Ok(()) => at += sectors,
+                    Err((SubmitError::Full, (_, buffer))) => {
+                        spare.extend(buffer);
+                        break;
+                    }
+                    Err((error, _)) => return Err(Failure(format!("{operation:?} at {at}: {error}"))),
+                }
+            }
+            let queue = self.front.queue().ok_or(Failure::new("no queue"))?;
+            queue.push();
+            if at >= range.end && queue.in_flight() == 0 {
+                return failed.map_or(Ok(()), Err);
+            }
+            let port = Some(queue.port());
+            if self.node.take(port) {
+                let queue = self.front.queue().ok_or(Failure::new("no queue"))?;
+                let polled = queue.poll(|completion| match completion {
+                    Completion { buffer: Returned::Whole((sector, Some(buffer))), result: Ok(()) } => {
+                        take(sector, &buffer);
+                        spare.push(buffer);
+                    }
+                    Completion { buffer, result } => {
+                        let result = result.err().unwrap_or(IoError::Lost);
+                        failed = Some(Failure(format!("{operation:?} at {}: {result}", buffer.get().0)));
+                    }
+                });
+                polled.context("xbd poll")?;
+            } else if !self.follow()? && self.node.happened() == seen {
+                self.node.turn().await;
+            }
+        }
+    }
+
+    /// Makes all that was written durable.
+    ///
+    /// # Errors
+    /// [`Failure`] if it fails.
+    pub async fn flush(&mut self) -> Result<(), Failure> {
+        self.next += 1;
+        let token = self.next;
+        let queue = self.front.queue().ok_or(Failure::new("no queue"))?;
+        queue.submit(Operation::Flush, 0, (token, None)).map_err(|(error, _)| error).context("flush")?;
+        queue.push();
+        let port = Some(queue.port());
+        let mut done = None;
+        while done.is_none() {
+            let seen = self.node.happened();
+            if self.node.take(port) {
+                let queue = self.front.queue().ok_or(Failure::new("no queue"))?;
+                queue.poll(|completion| done = Some(completion.result)).context("xbd poll")?;
+            }
+            if done.is_none() && self.node.happened() == seen {
+                self.node.turn().await;
+            }
+        }
+        done.unwrap_or(Err(IoError::Lost)).context("flush")
+    }
+
+    /// Returns the SHA-256 of the whole disk.
+    ///
+    /// # Errors
+    /// [`Failure`] if a read fails.
+    pub async fn sha256(&mut self) -> Result<[u8; 32], Failure> {
+        // Completions may come in any order: what is early waits for its turn.
+        let mut hash = Sha256::new();
+        let mut early = alloc::collections::BTreeMap::<u64, Vec<u8>>::new();
+        let (mut at, end) = (0, self.disk.sectors);
+        self.transfer(
+            Operation::Read,
+            0..end,
+            |_, _| {},
+            |sector, buffer| {
+                let mut bytes = vec![0; buffer.len()];
+                buffer.shared().read(0, &mut bytes);
+                early.insert(sector, bytes);
+                while let Some(bytes) = early.remove(&at) {
+                    at += (bytes.len() / SECTOR) as u64;
+                    hash.update(&bytes);
+                }
+            },
+        )
+        .await?;
+        ensure(at == end, format_args!("hashed {at} of {end} sectors"))?;
+        Ok(hash.finalize().into())
+    }
+
+    /// Closes the disk and waits until nothing of it is held any more.
+    ///
+    /// # Errors
+    /// [`Failure`] if the store refuses.
+    pub async fn close(mut self) -> Result<(), Failure> {
+        self.front.close().context("xbd close")?;
+        loop {
+            let seen = self.node.happened();
+            // Asked even if the other end has not moved: closing goes on by itself.
+            self.front.device().changed();
+            if self.front.step(drop).context("xbd step")? == front::Change::Closed {
+                return Ok(());
+            }
+            if self.node.happened() == seen {
+                self.node.turn().await;
+            }
+        }
+    }
+}
+
+/// Writes a SHA-256 in hexadecimal.
+pub fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Returns the pattern word at a place of the pattern: the text "XENP" above the word's number.
+pub const fn pattern_word(index: u64) -> u64 {
+    0x5845_4e50_0000_0000 | index
+}
+
+/// Returns the domain and class of the disk that scenarios make.
+pub fn disk(front: DomId, back: DomId) -> crate::toolstack::NewDevice<'static> {
+    crate::toolstack::NewDevice {
+        class: "vbd",
+        handle: 51712,
+        front,
+        back,
+        back_nodes: &[("mode", "w"), ("params", "scenario"), ("type", "memory")],
+    }
+}

@@ -1,0 +1,181 @@
+//! The scenarios by name.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use hypercall::Platform;
+use sha2::{Digest, Sha256};
+use xbd::SECTOR;
+use xbd::protocol::Operation;
+
+use crate::block::{self, Client, Memory};
+use crate::exec::{Program, World, run};
+use crate::node::Node;
+use crate::{Context, Failure, console, ensure};
+
+/// What a bed lends to a scenario. On a bed of one domain, all three nodes are the same.
+pub struct Bed<'a, P: Platform, W: World> {
+    /// The domain that may write anywhere in xenstore.
+    pub toolstack: Node<P>,
+    /// The domain of the front ends.
+    pub front: Node<P>,
+    /// The domain of the back ends.
+    pub back: Node<P>,
+    /// Everything that is no program.
+    pub world: &'a mut W,
+    /// What scenarios draw their data from.
+    pub seed: u64,
+}
+
+impl<P: Platform, W: World> Bed<'_, P, W> {
+    /// Runs the programs in the bed's domains.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub fn run(&mut self, programs: Vec<Program<'_>>) -> Result<(), Failure> {
+        let nodes = [self.toolstack.clone(), self.front.clone(), self.back.clone()];
+        run(&nodes, self.world, programs)
+    }
+}
+
+/// A scenario: its name, what it shows, and how it runs. It returns lines for whoever watches.
+pub struct Scenario<P: Platform, W: World> {
+    /// Its name on command lines.
+    pub name: &'static str,
+    /// What it shows.
+    pub about: &'static str,
+    /// Runs it.
+    pub run: fn(&mut Bed<'_, P, W>) -> Result<Vec<String>, Failure>,
+}
+
+/// Returns all scenarios.
+pub fn all<P: Platform, W: World>() -> Vec<Scenario<P, W>> {
+    vec![
+        Scenario { name: "block", about: "a disk is attached, written, flushed, read back, detached", run: block_copy },
+        Scenario { name: "reattach", about: "a disk comes and goes three times and keeps its data", run: block_again },
+        Scenario { name: "readonly", about: "a read-only disk refuses writes at both ends", run: block_read_only },
+        Scenario { name: "console", about: "an echo over the console, more than its ring holds", run: console_echo },
+    ]
+}
+
+/// Returns `len` bytes that depend on the seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    // A linear congruential generator's upper half is random enough to tell one sector from another.
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Sectors of the scenarios' disks: not a multiple of what a request holds.
+const SECTORS: usize = 2029;
+
+fn block_copy<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<String>, Failure> {
+    let before = noise(bed.seed, SECTORS * SECTOR);
+    let after = noise(!bed.seed, SECTORS * SECTOR);
+    let device = block::disk(bed.front.id(), bed.back.id());
+    let (toolstack, front, back) = (bed.toolstack.clone(), bed.front.clone(), bed.back.clone());
+    device.attach(toolstack.store()).context("attach")?;
+    let (mut lines, mut served) = (Vec::new(), None);
+    let client = async {
+        let mut disk = Client::attach(&front).await?;
+        lines.push(format!("xbd: {} sectors of 512 bytes", disk.disk().sectors));
+        ensure(disk.disk().sectors == SECTORS as u64, "the disk has another size")?;
+        ensure(disk.sha256().await?[..] == Sha256::digest(&before)[..], "the disk reads other than it was made")?;
+        let whole = 0..SECTORS as u64;
+        let part = |sector: u64, len: usize| &after[sector as usize * SECTOR..][..len];
+        let fill = |sector, buffer: &hypercall::mem::PageBuf<P>| buffer.shared().write(0, part(sector, buffer.len()));
+        disk.transfer(Operation::Write, whole, fill, |_, _| {}).await?;
+        disk.flush().await?;
+        let digest = disk.sha256().await?;
+        lines.push(format!("xbd: sha256 {}", block::hex(&digest)));
+        ensure(digest[..] == Sha256::digest(&after)[..], "the disk reads other than it was written")?;
+        let counters = disk.counters();
+        lines.push(format!("xbd: {} requests, {} notifications", counters.requests, counters.notifications));
+        device.ask_detach(toolstack.store()).context("detach")?;
+        disk.wait_close_wanted().await?;
+        disk.close().await
+    };
+    let server = async {
+        served = Some(block::serve(&back, Memory::new(before.clone())).await?);
+        Ok(())
+    };
+    bed.run(vec![Program::new("client", client), Program::new("server", server)])?;
+    let served = served.ok_or(Failure::new("the server has not ended"))?;
+    ensure(served.store.bytes() == after, "the store has other bytes than were written")?;
+    ensure(served.store.flushes == 1, "the flush has not reached the store")?;
+    ensure(served.counters.refused == 0 && served.counters.unmappable == 0, format!("{:?}", served.counters))?;
+    ensure(!device.back_exists(bed.toolstack.store()).context("look")?, "the back end's directory is still there")?;
+    device.clean_up(bed.toolstack.store()).context("clean up")?;
+    Ok(lines)
+}
+
+fn block_again<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<String>, Failure> {
+    let mut bytes = vec![0; 64 * SECTOR];
+    for round in 1..=3u8 {
+        let device = block::disk(bed.front.id(), bed.back.id());
+        let (toolstack, front, back) = (bed.toolstack.clone(), bed.front.clone(), bed.back.clone());
+        device.attach(toolstack.store()).context("attach")?;
+        let mut served = None;
+        let client = async {
+            let mut disk = Client::attach(&front).await?;
+            let mut seen = Vec::new();
+            let take = |_, buffer: &hypercall::mem::PageBuf<P>| {
+                let mut first = [0];
+                buffer.shared().read(0, &mut first);
+                seen.push(first[0]);
+            };
+            disk.transfer(Operation::Read, 0..8, |_, _| {}, take).await?;
+            ensure(seen == [round - 1], format!("round {round} reads {seen:?}"))?;
+            let fill = |_, buffer: &hypercall::mem::PageBuf<P>| buffer.shared().write(0, &[round]);
+            disk.transfer(Operation::Write, 0..8, fill, |_, _| {}).await?;
+            device.ask_detach(toolstack.store()).context("detach")?;
+            disk.wait_close_wanted().await?;
+            disk.close().await
+        };
+        let server = async {
+            served = Some(block::serve(&back, Memory::new(bytes.clone())).await?);
+            Ok(())
+        };
+        bed.run(vec![Program::new("client", client), Program::new("server", server)])?;
+        let served = served.ok_or(Failure::new("the server has not ended"))?;
+        bytes = served.store.bytes().to_vec();
+        device.clean_up(bed.toolstack.store()).context("clean up")?;
+    }
+    Ok(vec!["xbd: attached and detached three times".into()])
+}
+
+fn block_read_only<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<String>, Failure> {
+    let mut device = block::disk(bed.front.id(), bed.back.id());
+    device.back_nodes = &[("mode", "r")];
+    let (toolstack, front, back) = (bed.toolstack.clone(), bed.front.clone(), bed.back.clone());
+    device.attach(toolstack.store()).context("attach")?;
+    let client = async {
+        let mut disk = Client::attach(&front).await?;
+        ensure(disk.disk().read_only, "the disk doesn't say that it is read-only")?;
+        let written = disk.transfer(Operation::Write, 0..8, |_, _| {}, |_, _| {}).await;
+        ensure(written.is_err(), "the front end took a write")?;
+        disk.sha256().await?;
+        device.ask_detach(toolstack.store()).context("detach")?;
+        disk.wait_close_wanted().await?;
+        disk.close().await
+    };
+    let server = async { block::serve(&back, Memory::new(vec![7; 64 * SECTOR])).await.map(drop) };
+    bed.run(vec![Program::new("client", client), Program::new("server", server)])?;
+    device.clean_up(bed.toolstack.store()).context("clean up")?;
+    Ok(vec!["xbd: a read-only disk takes no write".into()])
+}
+
+fn console_echo<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<String>, Failure> {
+    let (front, back) = (bed.front.clone(), bed.back.clone());
+    let text = noise(bed.seed, 10_000);
+    let (front_half, back_half) = console::pair(&front, &back)?;
+    let talk = console::talk(&back, back_half, &text);
+    let echo = console::echo(&front, front_half, text.len());
+    bed.run(vec![Program::new("echo", echo), Program::new("talk", talk)])?;
+    Ok(vec![format!("xencons: {} bytes there and back", text.len())])
+}
