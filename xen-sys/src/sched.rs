@@ -6,7 +6,7 @@ use crate::{DomId, GuestHandle, Port};
 pub const SCHEDOP_yield: u32 = 0;
 /// Command: unmasks events and sleeps until one is pending. No argument.
 pub const SCHEDOP_block: u32 = 1;
-/// Command: stops the domain; [`SchedShutdown`]. For a suspend, the argument in the third register is a frame.
+/// Command: stops the domain; [`SchedShutdown`]. A PV guest that suspends passes the frame of its start_info as a third argument.
 pub const SCHEDOP_shutdown: u32 = 2;
 /// Command: sleeps until a given port is pending or time is up; [`SchedPoll`].
 pub const SCHEDOP_poll: u32 = 3;

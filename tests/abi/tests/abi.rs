@@ -50,11 +50,12 @@ fn c_facts(program: &str, word: &str) -> Result<Facts, String> {
 }
 
 fn run(command: &mut Command) -> Result<String, String> {
-    let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
+    let program = command.get_program().to_os_string();
+    let output = command.output().map_err(|e| format!("{}: {e}", program.display()))?;
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
-        Err(format!("{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr)))
+        Err(format!("{}: {}\n{}", program.display(), output.status, String::from_utf8_lossy(&output.stderr)))
     }
 }
 

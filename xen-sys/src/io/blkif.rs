@@ -6,7 +6,8 @@
 
 use static_assertions::const_assert_eq;
 
-use crate::{GrantRef, Wire};
+use crate::io::ring::ring_size;
+use crate::{GrantRef, PAGE_SIZE, Wire};
 
 #[cfg(target_pointer_width = "32")]
 pub use x86_32::{BlkifRequest, BlkifRequestDiscard, BlkifRequestIndirect, BlkifResponse};
@@ -58,6 +59,11 @@ pub struct BlkifRequestSegment {
 const_assert_eq!(size_of::<BlkifRequestSegment>(), 8);
 // SAFETY: integers without padding between them; the size is asserted above.
 unsafe impl Wire for BlkifRequestSegment {}
+
+/// `__CONST_RING_SIZE(blkif, 4096)`: slots of a ring of one page, in either layout. Larger rings: [`ring_size`].
+pub const BLKIF_RING_SIZE: usize = ring_size::<BlkifRequest>(PAGE_SIZE);
+const_assert_eq!(ring_size::<x86_32::BlkifRequest>(PAGE_SIZE), BLKIF_RING_SIZE);
+const_assert_eq!(ring_size::<x86_64::BlkifRequest>(PAGE_SIZE), BLKIF_RING_SIZE);
 
 /// Flag of [`BlkifRequestDiscard`]: the data must not be readable any more.
 pub const BLKIF_DISCARD_SECURE: u8 = 1 << 0;

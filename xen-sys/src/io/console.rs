@@ -6,8 +6,7 @@ use static_assertions::const_assert_eq;
 
 /// `io/console.h`, `struct xencons_interface`. Two byte rings and their indices. Both sides write it in place.
 ///
-/// The page is larger; from Xen 4.19 on a `connection` word follows at byte 3088, which the front end sets and the back end
-/// clears.
+/// In headers from Xen 4.21 on one byte more follows: see [`XENCONS_CONNECTION_OFFSET`].
 #[repr(C)]
 #[derive(Debug)]
 pub struct XenconsInterface {
@@ -25,3 +24,17 @@ pub struct XenconsInterface {
     pub out_prod: AtomicU32,
 }
 const_assert_eq!(size_of::<XenconsInterface>(), 3088);
+
+/// Byte of the page in which the other side tells whether it serves the ring: [`XENCONSOLE_CONNECTED`] or
+/// [`XENCONSOLE_DISCONNECTED`]. A page of an older toolstack has 0 there.
+///
+/// No C counterpart: the field `connection` is newer than Xen 4.17.
+pub const XENCONS_CONNECTION_OFFSET: usize = size_of::<XenconsInterface>();
+/// The ring is served; the other side sets it when it comes.
+///
+/// No C counterpart: newer than Xen 4.17.
+pub const XENCONSOLE_CONNECTED: u8 = 0;
+/// Nobody serves the ring yet; the toolstack sets it.
+///
+/// No C counterpart: newer than Xen 4.17.
+pub const XENCONSOLE_DISCONNECTED: u8 = 1;

@@ -4,7 +4,15 @@
 
 use static_assertions::const_assert_eq;
 
-use crate::{GrantRef, Wire};
+use crate::io::ring::ring_size;
+use crate::{GrantRef, PAGE_SIZE, Wire};
+
+/// `__CONST_RING_SIZE(netif_tx, 4096)`: slots of a transmit ring.
+pub const NETIF_TX_RING_SIZE: usize = ring_size::<NetifTxRequest>(PAGE_SIZE);
+/// `__CONST_RING_SIZE(netif_rx, 4096)`: slots of a receive ring.
+pub const NETIF_RX_RING_SIZE: usize = ring_size::<NetifRxRequest>(PAGE_SIZE);
+/// `__CONST_RING_SIZE(xen_netif_ctrl, 4096)`: slots of a control ring.
+pub const XEN_NETIF_CTRL_RING_SIZE: usize = ring_size::<XenNetifCtrlRequest>(PAGE_SIZE);
 
 /// Slots of one packet that every back end takes.
 pub const XEN_NETIF_NR_SLOTS_MIN: usize = 18;

@@ -58,8 +58,22 @@ impl XsdSockmsgType {
     pub const RESET_WATCHES: Self = Self(21);
     /// `XS_DIRECTORY_PART`: lists part of the children of a node.
     pub const DIRECTORY_PART: Self = Self(22);
-    /// `XS_TYPE_COUNT`: one more than the last kind.
-    pub const TYPE_COUNT: Self = Self(23);
+    /// `XS_GET_FEATURE`: tells the daemon's features, or those of a domain.
+    ///
+    /// No C counterpart: newer than Xen 4.17.
+    pub const GET_FEATURE: Self = Self(23);
+    /// `XS_SET_FEATURE`: sets the features that a domain sees; privileged.
+    ///
+    /// No C counterpart: newer than Xen 4.17.
+    pub const SET_FEATURE: Self = Self(24);
+    /// `XS_GET_QUOTA`: tells quotas.
+    ///
+    /// No C counterpart: newer than Xen 4.17.
+    pub const GET_QUOTA: Self = Self(25);
+    /// `XS_SET_QUOTA`: sets a quota; privileged.
+    ///
+    /// No C counterpart: newer than Xen 4.17.
+    pub const SET_QUOTA: Self = Self(26);
     /// `XS_INVALID`: no kind; guaranteed to be never one.
     pub const INVALID: Self = Self(0xffff);
 }
@@ -125,6 +139,14 @@ pub const XENSTORE_REL_PATH_MAX: usize = 2048;
 pub const XENSTORE_SERVER_FEATURE_RECONNECTION: u32 = 1;
 /// Feature of the daemon: it tells errors in `error`.
 pub const XENSTORE_SERVER_FEATURE_ERROR: u32 = 2;
+/// Feature of the daemon: a watch may have a depth.
+///
+/// No C counterpart: newer than Xen 4.17.
+pub const XENSTORE_SERVER_FEATURE_WATCHDEPTH: u32 = 4;
+/// Feature of the daemon: permissions may name any domain.
+///
+/// No C counterpart: newer than Xen 4.17.
+pub const XENSTORE_SERVER_FEATURE_DOMID_ANY: u32 = 8;
 
 /// State of the connection: in use.
 pub const XENSTORE_CONNECTED: u32 = 0;
