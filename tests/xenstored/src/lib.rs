@@ -1,7 +1,7 @@
 //! A small xenstored without IO, for the mock and for guests without a dom0.
 //!
 //! A [`Daemon`] holds the tree. Each client is a connection: its bytes go in by [`Daemon::input`] and come out by
-//! [`Daemon::output`], in the wire format of io/xs_wire.h. Nothing here waits, and nothing a client sends makes it panic or grow
+//! [`Daemon::output`], in the wire format of io/xs_wire.h; [`RingClient`] moves them through a domain's ring page. Nothing here waits, and nothing a client sends makes it panic or grow
 //! without bound.
 //!
 //! What it does, and which error it answers with, is what oxenstored of Xen 4.17 does; the quotas are numbers of their own.
@@ -18,12 +18,14 @@ extern crate alloc;
 
 mod daemon;
 mod request;
+mod ring;
 mod transaction;
 mod tree;
 mod watch;
 mod wire;
 
 pub use daemon::{ConnId, Daemon};
+pub use ring::{Dropped, RingClient};
 pub use wire::BadFrame;
 pub use xen_sys::io::xs_wire::XsdSockmsgType as Op;
 

@@ -5,9 +5,13 @@
 
 mod client;
 mod codec;
+mod toolstack;
+mod watches;
 
 pub use client::{Stats, XenStore};
-pub use codec::{Event, Reply, Request};
+pub use codec::{Decoder, Event, Incoming, Message, Oversize, Reply, Request};
+pub use watches::WATCHES;
+pub use xen_sys::io::xs_wire::XsdSockmsgType as Op;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -55,6 +59,8 @@ pub enum Cause {
     BadValue(String),
     /// No answer came in time, in nanoseconds.
     TimedOut(u64),
+    /// All of the client's watches are in use; how many there are.
+    NoWatch(usize),
     /// The transaction was tried this often, and each time somebody else was faster.
     Contended(u32),
 }
@@ -94,6 +100,8 @@ pub enum Errno {
     Toobig,
     /// Not permitted.
     Perm,
+    /// A quota is used up: oxenstored's own word, which xsd_errors doesn't have.
+    Quota,
 }
 
 impl fmt::Display for StoreError {
@@ -107,6 +115,7 @@ impl fmt::Display for StoreError {
             Cause::Malformed => f.write_str("malformed answer"),
             Cause::BadValue(value) => write!(f, "bad value {value:?}"),
             Cause::TimedOut(ns) => write!(f, "no answer within {} ms", ns / 1_000_000),
+            Cause::NoWatch(watches) => write!(f, "all {watches} watches are in use"),
             Cause::Contended(tries) => write!(f, "transaction met others {tries} times"),
         }
     }
@@ -277,6 +286,27 @@ pub trait Store: Clone {
 pub const TRANSACTION_TRIES: u32 = 16;
 
 impl Errno {
+    /// All of them.
+    pub const ALL: [Self; 17] = [
+        Self::Inval,
+        Self::Acces,
+        Self::Exist,
+        Self::Isdir,
+        Self::Noent,
+        Self::Nomem,
+        Self::Nospc,
+        Self::Io,
+        Self::Notempty,
+        Self::Nosys,
+        Self::Rofs,
+        Self::Busy,
+        Self::Again,
+        Self::Isconn,
+        Self::Toobig,
+        Self::Perm,
+        Self::Quota,
+    ];
+
     /// Returns the word that stands for it on the wire.
     pub const fn word(self) -> &'static str {
         match self {
@@ -296,6 +326,7 @@ impl Errno {
             Self::Isconn => "EISCONN",
             Self::Toobig => "E2BIG",
             Self::Perm => "EPERM",
+            Self::Quota => "EQUOTA",
         }
     }
 }
