@@ -1,3 +1,46 @@
 //! A mock hypervisor: domains, grants, events and xenstore in one process.
-#![cfg_attr(target_os = "none", no_std)]
+//!
+//! It stands *below* the typed calls: a [`Domain`] implements [`Hypervisor`](::hypercall::Hypervisor) and
+//! [`Platform`](::hypercall::Platform), and its one hypercall entry decodes the same structures that Xen would. So the real
+//! grant tables, event channels and store client run on it unchanged.
+//!
+//! ```text
+//!   drivers ──► xenbus ──► hypercall ──► Domain::hypercall                      a domain's memory: pages of its own
+//!                                            │ args, as registers               range, mapped to frames of the machine
+//!                                        hypercall.rs: decode                   that are drawn by lot; a granted page
+//!                                            │                                  is the same frame in another range
+//!                events.rs   grants.rs   sched, memory …   ──► State
+//!                    │                                           ▲
+//!                shared_info ◄── step(): xenstored, timers ──────┘
+//! ```
+//!
+//! Start at [`Machine`]. Rules and error numbers are those of Xen 4.17; a hypercall that the mock doesn't know is `-ENOSYS`.
+//!
+//! | what | where |
+//! |---|---|
+//! | domains, clock, steps, violations and leaks | [`Machine`] |
+//! | what a driver sees | [`Domain`], [`Node`] |
+//! | what it cost | [`Ledger`], [`alloc`] |
+//! | what goes wrong on order | [`Fault`], [`Machine::kill`] |
 #![cfg(not(target_os = "none"))]
+#![allow(non_upper_case_globals, reason = "constants of the ABI have their C names")]
+
+pub mod alloc;
+mod domain;
+mod events;
+mod faults;
+mod grants;
+mod hypercall;
+mod ledger;
+mod machine;
+mod memory;
+mod node;
+mod space;
+mod store;
+
+pub use domain::Domain;
+pub use faults::Fault;
+pub use ledger::{Kind, Ledger};
+pub use machine::{Config, Console, DomainConfig, DomainUsage, Leak, Life, Machine, Mode, Start, Usage};
+pub use memory::Backing;
+pub use node::Node;

@@ -1,0 +1,114 @@
+//! The handle of a domain: what drivers see of the mock.
+
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use hypercall::{DomId, Gfn, Hypervisor, Level, Nr, Platform, Port, Region};
+use xen_sys::xen::SharedInfo;
+
+use crate::alloc::Pause;
+use crate::machine::{Shared, Start};
+
+/// A domain of the machine: its platform, and its way into the hypervisor. A handle: cheap to clone, and free to be sent
+/// to another thread.
+#[derive(Clone)]
+pub struct Domain {
+    shared: Arc<Shared>,
+    id: DomId,
+    start: Start,
+    log_level: Level,
+}
+
+impl fmt::Debug for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Domain({})", self.id.0)
+    }
+}
+
+impl Domain {
+    pub(crate) fn new(shared: Arc<Shared>, id: DomId, start: Start) -> Self {
+        Self { shared, id, start, log_level: Level::Error }
+    }
+
+    /// Returns the domain's number.
+    pub const fn id(&self) -> DomId {
+        self.id
+    }
+
+    /// Returns where the rings are that the domain started with.
+    pub const fn start(&self) -> Start {
+        self.start
+    }
+
+    /// Returns the same handle, which prints lines of the log up to `level` to standard error.
+    #[must_use]
+    pub fn verbose(self, level: Level) -> Self {
+        Self { log_level: level, ..self }
+    }
+
+    /// Returns the page that the hypervisor shares with the domain. A real kernel maps the frame that `start_info` names.
+    pub fn shared_info(&self) -> NonNull<SharedInfo> {
+        NonNull::from(self.shared.lock().shared_info(self.id))
+    }
+}
+
+// SAFETY: the mock reads and writes what the arguments of a hypercall point to, as the public headers say, and nothing else.
+unsafe impl Hypervisor for Domain {
+    unsafe fn hypercall(&self, nr: Nr, args: [usize; 5]) -> isize {
+        let _pause = Pause::new();
+        // SAFETY: the caller's.
+        unsafe { self.shared.enter(self.id, nr, args) }
+    }
+}
+
+// SAFETY: pages come from the domain's own range or the heap, each allocation apart from all others, zeroed when the frame
+// is taken; a frame stays the page's until it is freed; `mapped` is looked up in what the hypervisor mapped.
+unsafe impl Platform for Domain {
+    fn alloc(&self, region: Region, pages: usize) -> Option<NonNull<u8>> {
+        let _pause = Pause::new();
+        let mut state = self.shared.lock();
+        match region {
+            Region::Memory => state.alloc_pages(self.id, pages),
+            Region::Unbacked => state.alloc_unbacked(self.id, pages),
+        }
+    }
+
+    unsafe fn free(&self, region: Region, va: NonNull<u8>, pages: usize) {
+        let _pause = Pause::new();
+        let mut state = self.shared.lock();
+        match region {
+            Region::Memory => state.free_pages(self.id, va, pages),
+            Region::Unbacked => state.free_unbacked(self.id, va, pages),
+        }
+    }
+
+    fn gfn_of(&self, va: NonNull<u8>) -> Gfn {
+        let state = self.shared.lock();
+        let frame = state.space(self.id).frame_at(va.addr().get());
+        // Out of reach of the lock, which a panic here must not take along.
+        drop(state);
+        let frame = frame.unwrap_or_else(|| panic!("{va:p} is no page of domain {}", self.id.0));
+        Gfn(frame.0)
+    }
+
+    fn mapped(&self, va: NonNull<u8>) -> NonNull<u8> {
+        self.shared.lock().space(self.id).seen(va)
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.shared.lock().look_at_clock()
+    }
+
+    fn wait(&self, ports: &[Port], deadline_ns: u64) {
+        let _pause = Pause::new();
+        self.shared.wait(self.id, deadline_ns, |state| state.has_event(self.id, ports));
+    }
+
+    fn log(&self, level: Level, line: fmt::Arguments<'_>) {
+        let _pause = Pause::new();
+        if level <= self.log_level {
+            eprintln!("[domain {}] {line}", self.id.0);
+        }
+    }
+}
