@@ -1,10 +1,16 @@
 //! [`Bare`]: what the drivers ask of the domain that they run in, answered without a kernel.
 
+use alloc::string::{String, ToString};
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use hypercall::{Gfn, Hypervisor, Level, Nr, Platform, Port, Region, stub};
+use hypercall::call::event_channel::{self, Status};
+use hypercall::event::EventChannels;
+use hypercall::grant::GrantTable;
+use hypercall::{DomId, Gfn, Hypervisor, Level, Nr, Platform, Port, Region, XenError, stub};
+use spin::Mutex;
+use xen_sys::xen::DOMID_SELF;
 
 use crate::{memory, println, shared};
 
@@ -79,4 +85,46 @@ pub static LOG_DEBUG: AtomicBool = AtomicBool::new(false);
 pub unsafe fn by_page(nr: Nr, args: [usize; 5]) -> isize {
     // SAFETY: Xen filled the page at boot; the caller answers for the arguments.
     unsafe { stub::hypercall_page(NonNull::from(&HYPERCALL_PAGE).cast(), nr, args) }
+}
+
+/// What drivers need beside the platform.
+#[derive(Clone, Debug)]
+pub struct Services {
+    /// The domain's event channels.
+    pub events: EventChannels<Bare>,
+    /// The domain's grant table.
+    pub grants: GrantTable<Bare>,
+}
+
+/// Returns the services of the domain, which begin with the first call.
+///
+/// # Errors
+/// What was lacking, or Xen refused.
+pub fn services() -> Result<Services, String> {
+    /// A domain has one of each.
+    static SERVICES: Mutex<Option<Services>> = Mutex::new(None);
+    let mut services = SERVICES.lock();
+    if let Some(services) = &*services {
+        return Ok(services.clone());
+    }
+    let shared = shared::shared_info().ok_or("the shared page is not mapped")?;
+    // SAFETY: the page stays mapped for ever.
+    let events = unsafe { EventChannels::new(Bare, NonNull::from(shared)) };
+    let grants = GrantTable::new(Bare).map_err(|error| error.to_string())?;
+    Ok(services.insert(Services { events, grants }).clone())
+}
+
+/// Returns the number of this domain: what a grant to itself must name. Xen tells it in passing only: as the domain to which
+/// a port was offered that this domain offered to itself.
+///
+/// # Errors
+/// Xen's.
+pub fn domain_id() -> Result<DomId, XenError> {
+    let port = event_channel::alloc_unbound(&Bare, DOMID_SELF)?;
+    let status = event_channel::status(&Bare, port);
+    event_channel::close(&Bare, port)?;
+    match status? {
+        (Status::Unbound(id), _) => Ok(id),
+        _ => Err(XenError::EINVAL),
+    }
 }

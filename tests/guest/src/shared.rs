@@ -83,7 +83,7 @@ pub fn wait(ports: &[Port], deadline_ns: u64) {
     let ports = &ports[..ports.len().min(POLL_PORTS_MAX)];
     // Xen takes the time for a signed number.
     let answer = sched::poll(&Bare, ports, timeout.min(i64::MAX as u64));
-    assert!(answer.is_ok(), "SCHEDOP_poll of {ports:?}: {answer:?}");
+    assert!(answer.is_ok(), "SCHEDOP_poll of {} ports: {answer:?}", ports.len());
 }
 
 /// Returns the time since Xen's start, in nanoseconds; 0 before the shared page is mapped.
@@ -131,9 +131,10 @@ impl Scale {
     }
 
     /// Returns the time at which the processor's clock stands at `tsc`. The clock may stand a little before Xen's look at
-    /// it, on another processor: that is no time passed.
+    /// it, on another processor: that is no time passed. Both wrap: the clock of a young domain counts from its birth, and
+    /// Xen may have looked before that.
     pub fn system_time(self, tsc: u64) -> u64 {
-        let ticks = u128::from(tsc.saturating_sub(self.tsc_timestamp));
+        let ticks = tsc.wrapping_sub(self.tsc_timestamp).cast_signed().max(0) as u128;
         let shifted = match self.tsc_shift {
             shift @ 0.. => ticks << shift,
             shift => ticks >> shift.unsigned_abs(),

@@ -6,12 +6,15 @@ use alloc::vec::Vec;
 use core::ptr::NonNull;
 
 use hypercall::call::event_channel;
+use hypercall::grant::{self, CopyBatch, Local, MapRequest, SharedPages, Window};
+use hypercall::mem::Pages;
 use hypercall::{Hypervisor, Nr, Platform, Region, XenError};
 use xen_sys::version::XENVER_version;
 use xen_sys::xen::DOMID_SELF;
 use xen_sys::{Mfn, Pfn};
 
 use super::Args;
+use crate::bare::{Services, domain_id, services};
 use crate::memory::tables::{self, Access};
 use crate::memory::{PAGE_SIZE, TABLE_SPAN, WINDOW_PAGES, frames, pages};
 use crate::shared::{self, Scale};
@@ -36,6 +39,8 @@ const TESTS: &[Test] = &[
     ("time goes on and never back", time_goes_on),
     ("waiting ends at its deadline, not before", waiting_ends),
     ("waiting ends early for an event", event_ends_waiting),
+    ("a page granted to oneself is mapped, and is gone once unmapped", grants_are_mapped),
+    ("a page granted to oneself is copied", grants_are_copied),
     ("both ways into Xen answer alike", both_entries_agree),
     ("arguments are found by key", arguments_are_found),
 ];
@@ -221,6 +226,7 @@ fn ticks_become_nanoseconds() -> Result<(), String> {
         (half, 1000, 7),
         (half, 3000, 1007),
         (half, 999, 7),
+        (Scale { tsc_timestamp: 1000_u64.wrapping_neg(), ..half }, 1000, 1007),
         (Scale { tsc_shift: 1, ..half }, 3000, 2007),
         (Scale { tsc_shift: -2, ..half }, 3000, 257),
         // An hour of ticks at 4 GHz shifted up by 8 is more than 64 bits hold once it is multiplied.
@@ -281,6 +287,49 @@ fn event_ends_waiting() -> Result<(), String> {
     Bare.wait(&many, Bare.now_ns() + 3_000_000);
     event_channel::close(&Bare, own).map_err(refused)?;
     event_channel::close(&Bare, port).map_err(refused)
+}
+
+fn grants_are_mapped() -> Result<(), String> {
+    let Services { grants, .. } = services()?;
+    let free = grants.stats().free;
+    {
+        let own = SharedPages::new(&grants, domain_id().map_err(refused)?, 2).map_err(|error| format!("{error}"))?;
+        own.shared().write(PAGE_SIZE, b"second page");
+        let mut window = Window::new(&Bare, 2).map_err(|error| format!("{error}"))?;
+        let peer = domain_id().map_err(refused)?;
+        let request = MapRequest { gref: own.refs()[1], peer, access: grant::Access::ReadWrite };
+        let seen = window.map(0, request).map_err(|error| format!("{error}"))?;
+        let address = seen.as_ptr().as_ptr() as usize;
+        let mut text = [0; 11];
+        seen.read(0, &mut text);
+        ensure!(&text == b"second page", "shows {text:?}");
+        seen.write(0, b"written to");
+        own.shared().read(PAGE_SIZE, &mut text);
+        ensure!(text.starts_with(b"written to"), "holds {text:?}");
+        window.unmap(0).map_err(|error| format!("{error}"))?;
+        ensure!(probe_read(address).is_none(), "readable once unmapped");
+    }
+    let stats = grants.stats();
+    ensure!(stats.free >= free && stats.quarantined_refs == 0, "before {free} free, after {stats:?}");
+    Ok(())
+}
+
+fn grants_are_copied() -> Result<(), String> {
+    let Services { grants, .. } = services()?;
+    let peer = domain_id().map_err(refused)?;
+    let own = SharedPages::new(&grants, peer, 1).map_err(|error| format!("{error}"))?;
+    let to = Pages::new(&Bare, 1).map_err(|error| format!("{error}"))?;
+    own.shared().write(1000, b"copied");
+    let mut batch = CopyBatch::new();
+    let from = grant::Foreign { peer, gref: own.refs()[0], offset: 1000 };
+    batch.from_peer(from, Local::new(&to, 7), 6).map_err(|error| format!("{error:?}"))?;
+    let mut failure = None;
+    batch.run(&Bare, |_, error| failure = Some(error));
+    ensure!(failure.is_none(), "{failure:?}");
+    let mut text = [0; 6];
+    to.shared().read(7, &mut text);
+    ensure!(&text == b"copied", "{text:?}");
+    Ok(())
 }
 
 fn both_entries_agree() -> Result<(), String> {
