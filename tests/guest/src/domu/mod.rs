@@ -125,6 +125,9 @@ fn build(id: DomId, image: &Image<'_>, plan: Plan, pages: usize, command_line: &
     let console = domctl::offer_port(id).map_err(said("alloc_unbound"))?;
 
     let mut foreign = Foreign::new(id)?;
+    for &frame in &frames[..plan.boot_end] {
+        foreign.with(frame, |page| page.fill(0))?;
+    }
     load(&mut foreign, image, &frames)?;
     write_frame_list(&mut foreign, plan, &frames)?;
     write_tables(&mut foreign, plan, &frames)?;
@@ -178,7 +181,6 @@ impl DomU {
 
 fn load(foreign: &mut Foreign, image: &Image<'_>, frames: &[Mfn]) -> Result<(), String> {
     for segment in &image.segments {
-        // Xen hands out frames that are zero already: only what the file holds is written.
         let mut at = segment.address;
         let mut bytes = segment.bytes;
         while !bytes.is_empty() {
