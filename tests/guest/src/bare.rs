@@ -12,7 +12,7 @@ use hypercall::{DomId, Gfn, Hypervisor, Level, Nr, Platform, Port, Region, XenEr
 use spin::Mutex;
 use xen_sys::xen::DOMID_SELF;
 
-use crate::{memory, println, shared};
+use crate::{local_store, memory, println, shared};
 
 /// A page of code that Xen fills at boot, 32 bytes a hypercall: the way in that needs no knowledge of the processor.
 #[unsafe(link_section = ".text.hypercall_page")]
@@ -61,7 +61,9 @@ unsafe impl Platform for Bare {
     }
 
     fn wait(&self, ports: &[Port], deadline_ns: u64) {
-        shared::wait(ports, deadline_ns);
+        if !local_store::pump() {
+            shared::wait(ports, deadline_ns);
+        }
     }
 
     fn log(&self, level: Level, line: fmt::Arguments<'_>) {

@@ -14,6 +14,7 @@
 //! | [`traps`] | faults: the registers are printed; reads that may fault |
 //! | [`exit`] | the end, good or bad, and how the outside learns of it; panics |
 //! | [`domu`] | builds a second domain |
+//! | [`local_store`] | a xenstored for a domain without one |
 //! | [`programs`] | what can be run |
 #![no_std]
 #![cfg(target_os = "none")]
@@ -25,6 +26,7 @@ pub mod boot;
 pub mod console;
 pub mod domu;
 pub mod exit;
+pub mod local_store;
 pub mod memory;
 pub mod programs;
 pub mod shared;

@@ -3,6 +3,7 @@
 //! A new program is a function and a line in [`PROGRAMS`].
 
 mod crash;
+mod fast;
 mod hello;
 mod pair;
 mod selftest;
@@ -29,6 +30,11 @@ pub struct Program {
 pub static PROGRAMS: &[Program] = &[
     Program { name: "hello", about: "says what it runs on", run: hello::run },
     Program { name: "selftest", about: "tests the platform itself", run: selftest::run },
+    Program {
+        name: "fast",
+        about: "runs the scenarios within this domain: [scenario=NAME|all] [seed=N] [list=yes]",
+        run: fast::run,
+    },
     Program {
         name: "crash",
         about: "ends badly: kind=panic|fault|write|opcode|stack|memory|driver|error",

@@ -4,6 +4,7 @@
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use linked_list_allocator::Heap;
 use spin::Mutex;
@@ -95,6 +96,13 @@ pub fn usage() -> (usize, usize) {
     (heap.used(), heap.size())
 }
 
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// Returns how often the heap was asked for memory.
+pub fn allocations() -> u64 {
+    ALLOCATIONS.load(Relaxed)
+}
+
 /// The heap of Rust: pieces of own memory.
 struct RustHeap;
 
@@ -105,6 +113,7 @@ static RUST_HEAP: RustHeap = RustHeap;
 // processor comes here.
 unsafe impl GlobalAlloc for RustHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Relaxed);
         FREE.lock().allocate_first_fit(layout).map_or(core::ptr::null_mut(), NonNull::as_ptr)
     }
 
