@@ -213,17 +213,12 @@ mod tests {
     extern crate std;
 
     use core::ptr::NonNull;
-    use std::boxed::Box;
     use std::vec::Vec;
 
     use super::*;
 
-    #[repr(align(8))]
-    struct Page([u8; 4096]);
-
-    fn page() -> Shared<'static> {
-        let page = Box::leak(Box::new(Page([0; 4096])));
-        // SAFETY: leaked, and nobody has it but the views.
+    fn view(page: &mut [u64; 512]) -> Shared<'_> {
+        // SAFETY: borrowed for as long as the views live, and nobody has it but them.
         unsafe { Shared::new(NonNull::from(page).cast(), 4096) }
     }
 
@@ -237,7 +232,8 @@ mod tests {
     #[test]
     fn what_goes_in_comes_out_across_every_wrap() {
         for start in [0, 1023, 1024, u32::MAX - 700] {
-            let page = page();
+            let mut memory = [0; 512];
+            let page = view(&mut memory);
             start_at(page, start);
             let (mut front, mut back) = (ByteRings::xenstore_front(page), ByteRings::xenstore_back(page));
             let sent: Vec<u8> = (0..5000u32).map(|n| (n % 251) as u8).collect();
@@ -256,7 +252,8 @@ mod tests {
 
     #[test]
     fn full_ring_is_legal_and_takes_no_more() {
-        let page = page();
+        let mut memory = [0; 512];
+        let page = view(&mut memory);
         let (mut front, mut back) = (ByteRings::console_front(page), ByteRings::console_back(page));
         assert_eq!(front.tx.write(&[7; 3000]), Ok(2048));
         assert_eq!(front.tx.write(&[7; 1]), Ok(0));
@@ -271,7 +268,8 @@ mod tests {
     fn ring_rejects_an_index_that_claims_more_than_it_holds_once_and_for_all() {
         for start in [0u32, 500, u32::MAX - 3] {
             for claim in [1025, 2048, 1 << 31, u32::MAX - 1, u32::MAX] {
-                let page = page();
+                let mut memory = [0; 512];
+                let page = view(&mut memory);
                 start_at(page, start);
                 let (mut front, mut back) = (ByteRings::xenstore_front(page), ByteRings::xenstore_back(page));
                 let error = RingError::PeerOverflow { claimed: claim, size: 1024 };
@@ -291,7 +289,8 @@ mod tests {
 
     #[test]
     fn own_index_is_never_read_back() {
-        let page = page();
+        let mut memory = [0; 512];
+        let page = view(&mut memory);
         let (mut front, mut back) = (ByteRings::xenstore_front(page), ByteRings::xenstore_back(page));
         front.tx.write(b"abcd").unwrap();
         back.rx.read(&mut [0; 2]).unwrap();

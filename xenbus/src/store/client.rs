@@ -29,6 +29,9 @@ use super::watches::{WATCHES, Watches};
 use super::{Cause, Perm, Store, StoreError, Tx, WatchId};
 use crate::ring::bytes::ByteRings;
 
+#[cfg(test)]
+mod tests;
+
 /// Requests that may be under way at once. xenstored stops listening to a domain that has more (quota "outstanding").
 const REQUESTS: usize = 16;
 
