@@ -74,9 +74,11 @@ fn wait(pending: &AtomicBool) {
     }
 }
 
-/// `count` requests go over and come back; a lost event leaves one side waiting for ever, which loom reports.
-fn round_trips(count: u32) {
-    loom::model(move || {
+/// `count` requests go over and come back, with at most that many preemptions if a bound is given; a lost event leaves one side waiting for ever, which loom reports.
+fn round_trips(count: u32, preemptions: Option<usize>) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = preemptions;
+    model.check(move || {
         let page = Arc::new(Page {
             words: Default::default(),
             slots: Default::default(),
@@ -106,15 +108,16 @@ fn round_trips(count: u32) {
         };
         let (mut sent, mut received) = (0, 0);
         while received < count {
+            while let Some(Msg(value)) = front.pop().unwrap() {
+                assert_eq!(value, received + 100);
+                received += 1;
+            }
+            // After the responses, which make the room.
             while sent < count && front.push(&Msg(sent)) {
                 sent += 1;
             }
             if front.publish() == Notify::Yes {
                 page.to_back.swap(true, Ordering::Relaxed);
-            }
-            while let Some(Msg(value)) = front.pop().unwrap() {
-                assert_eq!(value, received + 100);
-                received += 1;
             }
             if received < count && !front.arm().unwrap() {
                 wait(&page.to_front);
@@ -126,10 +129,10 @@ fn round_trips(count: u32) {
 
 #[test]
 fn no_event_is_lost_with_one_request() {
-    round_trips(1);
+    round_trips(1, None);
 }
 
 #[test]
 fn no_event_is_lost_when_the_ring_fills() {
-    round_trips(3);
+    round_trips(3, Some(3));
 }

@@ -11,7 +11,7 @@ use hypercall::{DomId, Platform};
 use sha2::{Digest, Sha256};
 use xbd::back::{self, Back, Started, Store, StoreFault, Token, Work};
 use xbd::features::Disk;
-use xbd::front::{self, Completion, Front, IoError, Returned, SubmitError};
+use xbd::front::{self, Completion, Front, IoError, Queue, Returned, SubmitError};
 use xbd::protocol::Operation;
 use xbd::{MAX_SEGMENTS, SECTOR};
 use xenbus::device::{Enumerator, Hotplug};
@@ -84,20 +84,20 @@ pub struct Served<S> {
     pub counters: back::Counters,
 }
 
-/// Serves the first disk that the toolstack makes, until the toolstack removes it.
+/// Serves the disk of that number, as soon as the toolstack makes it, until the toolstack removes it.
 ///
 /// # Errors
 /// [`Failure`] if it can't be attached, or the client breaks the protocol.
-pub async fn serve<P: Platform, S: Store>(node: &Node<P>, store: S) -> Result<Served<S>, Failure> {
+pub async fn serve<P: Platform, S: Store>(node: &Node<P>, handle: u32, store: S) -> Result<Served<S>, Failure> {
     let mut devices = Enumerator::back(node.store(), "vbd").context("watch backend/vbd")?;
-    let path = first_device(node, &mut devices).await?;
+    let path = find_device(node, &mut devices, handle).await?;
     let mut back = Back::new(node.own(), &path, store).context("xbdback")?;
     let mut counters = back::Counters::default();
     loop {
         let seen = node.happened();
         let mut more = false;
         if node.take(back.port()) || back.store_busy() {
-            more = back.poll().context("xbdback poll")?;
+            more = node.metered(|| back.poll()).context("xbdback poll")?;
         }
         if let Some(now) = back.counters() {
             counters = *now;
@@ -116,16 +116,19 @@ pub async fn serve<P: Platform, S: Store>(node: &Node<P>, store: S) -> Result<Se
     }
 }
 
-/// Waits for the first device of a class and returns its path.
-pub(crate) async fn first_device<P: Platform>(
+/// Waits for a device of a class and returns its path.
+async fn find_device<P: Platform>(
     node: &Node<P>,
-    devices: &mut Enumerator<P2Store<P>>,
+    devices: &mut Enumerator<OwnStore<P>>,
+    handle: u32,
 ) -> Result<String, Failure> {
+    let wanted = format!("/{handle}");
     loop {
         let seen = node.happened();
         for change in devices.changes().context("list devices")? {
-            if let Hotplug::Added(path) = change {
-                return Ok(path);
+            match change {
+                Hotplug::Added(path) if path.ends_with(&wanted) => return Ok(path),
+                Hotplug::Added(_) | Hotplug::Removed(_) => {}
             }
         }
         if node.happened() == seen {
@@ -135,7 +138,7 @@ pub(crate) async fn first_device<P: Platform>(
 }
 
 /// The store of our own services.
-pub(crate) type P2Store<P> = xenbus::store::XenStore<P, hypercall::event::EventChannels<P>>;
+type OwnStore<P> = xenbus::store::XenStore<P, hypercall::event::EventChannels<P>>;
 
 /// What goes through a queue: a number to know it by, and the data.
 type Io<P> = (u64, Option<PageBuf<P>>);
@@ -151,13 +154,13 @@ pub struct Client<P: Platform> {
 }
 
 impl<P: Platform> Client<P> {
-    /// Attaches the first disk that there is, and waits until it is connected.
+    /// Attaches the disk of that number, and waits until it is there and connected.
     ///
     /// # Errors
     /// [`Failure`] if it can't be attached.
-    pub async fn attach(node: &Node<P>) -> Result<Self, Failure> {
+    pub async fn attach(node: &Node<P>, handle: u32) -> Result<Self, Failure> {
         let mut devices = Enumerator::front(node.store(), "vbd").context("watch device/vbd")?;
-        let path = first_device(node, &mut devices).await?;
+        let path = find_device(node, &mut devices, handle).await?;
         let mut front = Front::new(node.own(), &path).context("xbd")?;
         loop {
             let seen = node.happened();
@@ -233,22 +236,26 @@ impl<P: Platform> Client<P> {
         mut take: impl FnMut(u64, &PageBuf<P>),
     ) -> Result<(), Failure> {
         let platform = self.node.own().platform.clone();
+        let node = self.node.clone();
         let mut at = range.start;
         let mut failed = None;
-        // Buffers that came back, to be used again: nothing is allocated once the ring was full.
-        let mut spare: Vec<PageBuf<P>> = Vec::new();
+        // Buffers that came back, to be used again, and completions before they are looked at: with room for a ring's worth
+        // each, so that no part of the data path allocates.
+        let depth = self.queue()?.depth() as usize;
+        let mut spare: Vec<PageBuf<P>> = Vec::with_capacity(depth);
+        let mut finished: Vec<Completion<Io<P>>> = Vec::with_capacity(depth);
         loop {
-            let seen = self.node.happened();
+            let seen = node.happened();
             while at < range.end && failed.is_none() {
-                let sectors = (range.end - at).min((MAX_SEGMENTS * PAGE_SIZE / SECTOR) as u64);
+                let sectors = (range.end - at).min(MAX_SECTORS);
                 let len = sectors as usize * SECTOR;
                 let buffer = match spare.pop().filter(|buffer| buffer.len() == len) {
                     Some(buffer) => buffer,
                     None => PageBuf::new(&platform, len).context("buffer")?,
                 };
                 fill(at, &buffer);
-                let queue = self.front.queue().ok_or(Failure::new("no queue"))?;
-                match queue.submit(operation, at, (at, Some(buffer))) {
+                let queue = self.queue()?;
+                match node.metered(|| queue.submit(operation, at, (at, Some(buffer)))) {
                     Ok(()) => at += sectors,
                     Err((SubmitError::Full, (_, buffer))) => {
                         spare.extend(buffer);
@@ -257,29 +264,33 @@ impl<P: Platform> Client<P> {
                     Err((error, _)) => return Err(Failure(format!("{operation:?} at {at}: {error}"))),
                 }
             }
-            let queue = self.front.queue().ok_or(Failure::new("no queue"))?;
-            queue.push();
+            let queue = self.queue()?;
+            node.metered(|| queue.push());
             if at >= range.end && queue.in_flight() == 0 {
                 return failed.map_or(Ok(()), Err);
             }
-            let port = Some(queue.port());
-            if self.node.take(port) {
-                let queue = self.front.queue().ok_or(Failure::new("no queue"))?;
-                let polled = queue.poll(|completion| match completion {
-                    Completion { buffer: Returned::Whole((sector, Some(buffer))), result: Ok(()) } => {
+            if node.take(Some(queue.port())) {
+                node.metered(|| queue.poll(|completion| finished.push(completion))).context("xbd poll")?;
+            } else if !self.follow()? && node.happened() == seen {
+                node.turn().await;
+            }
+            for Completion { buffer, result } in finished.drain(..) {
+                match (buffer, result) {
+                    (Returned::Whole((sector, Some(buffer))), Ok(())) => {
                         take(sector, &buffer);
                         spare.push(buffer);
                     }
-                    Completion { buffer, result } => {
-                        let result = result.err().unwrap_or(IoError::Lost);
-                        failed = Some(Failure(format!("{operation:?} at {}: {result}", buffer.get().0)));
+                    (buffer, result) => {
+                        let error = result.err().unwrap_or(IoError::Lost);
+                        failed = Some(Failure(format!("{operation:?} at {}: {error}", buffer.get().0)));
                     }
-                });
-                polled.context("xbd poll")?;
-            } else if !self.follow()? && self.node.happened() == seen {
-                self.node.turn().await;
+                }
             }
         }
+    }
+
+    fn queue(&mut self) -> Result<&mut Queue<Own<P>, Io<P>>, Failure> {
+        self.front.queue().ok_or_else(|| Failure::new("the disk has no queue"))
     }
 
     /// Makes all that was written durable.
@@ -289,7 +300,7 @@ impl<P: Platform> Client<P> {
     pub async fn flush(&mut self) -> Result<(), Failure> {
         self.next += 1;
         let token = self.next;
-        let queue = self.front.queue().ok_or(Failure::new("no queue"))?;
+        let queue = self.queue()?;
         queue.submit(Operation::Flush, 0, (token, None)).map_err(|(error, _)| error).context("flush")?;
         queue.push();
         let port = Some(queue.port());
@@ -297,7 +308,7 @@ impl<P: Platform> Client<P> {
         while done.is_none() {
             let seen = self.node.happened();
             if self.node.take(port) {
-                let queue = self.front.queue().ok_or(Failure::new("no queue"))?;
+                let queue = self.queue()?;
                 queue.poll(|completion| done = Some(completion.result)).context("xbd poll")?;
             }
             if done.is_none() && self.node.happened() == seen {
@@ -355,6 +366,9 @@ impl<P: Platform> Client<P> {
     }
 }
 
+/// Sectors of the largest request.
+const MAX_SECTORS: u64 = (MAX_SEGMENTS * PAGE_SIZE / SECTOR) as u64;
+
 /// Writes a SHA-256 in hexadecimal.
 pub fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -365,11 +379,14 @@ pub const fn pattern_word(index: u64) -> u64 {
     0x5845_4e50_0000_0000 | index
 }
 
-/// Returns the domain and class of the disk that scenarios make.
+/// The number of the disk that is called xvda.
+pub const XVDA: u32 = 202 << 8;
+
+/// Returns the disk that scenarios make.
 pub fn disk(front: DomId, back: DomId) -> crate::toolstack::NewDevice<'static> {
     crate::toolstack::NewDevice {
         class: "vbd",
-        handle: 51712,
+        handle: XVDA,
         front,
         back,
         back_nodes: &[("mode", "w"), ("params", "scenario"), ("type", "memory")],

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`node`] | a domain with its services, and the events that have reached it |
 //! | [`exec`] | runs programs until all are done, or tells which one is stuck |
+//! | `on_mock` | the bed of three domains on the mock hypervisor (not on the bare target) |
 //! | [`toolstack`] | what `xl` does: makes and removes devices in xenstore |
 //! | [`block`] | the disk: a server with a store in memory, a client that copies and verifies |
 //! | [`console`] | the console: an echo and who talks to it |
@@ -19,6 +20,8 @@ pub mod block;
 pub mod console;
 pub mod exec;
 pub mod node;
+#[cfg(not(target_os = "none"))]
+pub mod on_mock;
 pub mod scenarios;
 pub mod toolstack;
 

@@ -35,14 +35,41 @@ struct Inner<P: Platform> {
     pending: RefCell<BTreeSet<Port>>,
     /// Ports that programs have asked for, without an event there yet.
     waits: RefCell<BTreeSet<Port>>,
+    /// Reads the bed's counter of allocations, if it has one.
+    allocations_now: fn() -> u64,
+    /// Allocations in what was [metered](Node::metered).
+    allocations: Cell<u64>,
     /// Counts what has reached the domain, so that a program can wait for the next.
     happened: Cell<u64>,
 }
 
 impl<P: Platform> Node<P> {
-    /// Makes the node of a domain; `name` stands in messages.
-    pub fn new(name: &'static str, own: Own<P>) -> Self {
-        Self { inner: Rc::new(Inner { name, own, pending: RefCell::default(), waits: RefCell::default(), happened: Cell::new(0) }) }
+    /// Makes the node of a domain; `name` stands in messages. `allocations_now` reads the bed's counter of allocations.
+    pub fn new(name: &'static str, own: Own<P>, allocations_now: fn() -> u64) -> Self {
+        Self {
+            inner: Rc::new(Inner {
+                name,
+                own,
+                pending: RefCell::default(),
+                waits: RefCell::default(),
+                allocations_now,
+                allocations: Cell::new(0),
+                happened: Cell::new(0),
+            }),
+        }
+    }
+
+    /// Runs a piece of a driver's data path and counts its allocations, of which there should be none.
+    pub fn metered<T>(&self, piece: impl FnOnce() -> T) -> T {
+        let before = (self.inner.allocations_now)();
+        let value = piece();
+        self.inner.allocations.set(self.inner.allocations.get() + (self.inner.allocations_now)() - before);
+        value
+    }
+
+    /// Returns how many allocations there were in all that was [metered](Self::metered).
+    pub fn allocations(&self) -> u64 {
+        self.inner.allocations.get()
     }
 
     /// Returns its name.

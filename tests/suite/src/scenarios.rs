@@ -82,7 +82,7 @@ fn block_copy<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<Stri
     device.attach(toolstack.store()).context("attach")?;
     let (mut lines, mut served) = (Vec::new(), None);
     let client = async {
-        let mut disk = Client::attach(&front).await?;
+        let mut disk = Client::attach(&front, block::XVDA).await?;
         lines.push(format!("xbd: {} sectors of 512 bytes", disk.disk().sectors));
         ensure(disk.disk().sectors == SECTORS as u64, "the disk has another size")?;
         ensure(disk.sha256().await?[..] == Sha256::digest(&before)[..], "the disk reads other than it was made")?;
@@ -101,7 +101,7 @@ fn block_copy<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<Stri
         disk.close().await
     };
     let server = async {
-        served = Some(block::serve(&back, Memory::new(before.clone())).await?);
+        served = Some(block::serve(&back, block::XVDA, Memory::new(before.clone())).await?);
         Ok(())
     };
     bed.run(vec![Program::new("client", client), Program::new("server", server)])?;
@@ -122,7 +122,7 @@ fn block_again<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<Str
         device.attach(toolstack.store()).context("attach")?;
         let mut served = None;
         let client = async {
-            let mut disk = Client::attach(&front).await?;
+            let mut disk = Client::attach(&front, block::XVDA).await?;
             let mut seen = Vec::new();
             let take = |_, buffer: &hypercall::mem::PageBuf<P>| {
                 let mut first = [0];
@@ -138,7 +138,7 @@ fn block_again<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<Str
             disk.close().await
         };
         let server = async {
-            served = Some(block::serve(&back, Memory::new(bytes.clone())).await?);
+            served = Some(block::serve(&back, block::XVDA, Memory::new(bytes.clone())).await?);
             Ok(())
         };
         bed.run(vec![Program::new("client", client), Program::new("server", server)])?;
@@ -155,7 +155,7 @@ fn block_read_only<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec
     let (toolstack, front, back) = (bed.toolstack.clone(), bed.front.clone(), bed.back.clone());
     device.attach(toolstack.store()).context("attach")?;
     let client = async {
-        let mut disk = Client::attach(&front).await?;
+        let mut disk = Client::attach(&front, block::XVDA).await?;
         ensure(disk.disk().read_only, "the disk doesn't say that it is read-only")?;
         let written = disk.transfer(Operation::Write, 0..8, |_, _| {}, |_, _| {}).await;
         ensure(written.is_err(), "the front end took a write")?;
@@ -164,7 +164,7 @@ fn block_read_only<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec
         disk.wait_close_wanted().await?;
         disk.close().await
     };
-    let server = async { block::serve(&back, Memory::new(vec![7; 64 * SECTOR])).await.map(drop) };
+    let server = async { block::serve(&back, block::XVDA, Memory::new(vec![7; 64 * SECTOR])).await.map(drop) };
     bed.run(vec![Program::new("client", client), Program::new("server", server)])?;
     device.clean_up(bed.toolstack.store()).context("clean up")?;
     Ok(vec!["xbd: a read-only disk takes no write".into()])

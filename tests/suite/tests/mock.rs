@@ -1,0 +1,62 @@
+//! Every scenario on the mock, each with several seeds.
+#![cfg(not(target_os = "none"))]
+
+use mock::Config;
+use suite::on_mock::MockBed;
+use suite::scenarios;
+
+#[global_allocator]
+static ALLOCATOR: mock::alloc::Counting = mock::alloc::Counting;
+
+/// Under Miri one seed takes minutes.
+const SEEDS: u64 = if cfg!(miri) { 1 } else { 32 };
+
+fn every_seed(name: &str) {
+    let all = scenarios::all();
+    let scenario = all.iter().find(|scenario| scenario.name == name).expect("a scenario of that name");
+    for seed in 1..=SEEDS {
+        let mut bed = MockBed::new(Config::deterministic(seed));
+        if let Err(failure) = bed.run(scenario) {
+            panic!("scenario {name}, seed {seed}: {failure}");
+        }
+    }
+}
+
+#[test]
+fn block() {
+    every_seed("block");
+}
+
+#[test]
+fn reattach() {
+    every_seed("reattach");
+}
+
+#[test]
+fn readonly() {
+    every_seed("readonly");
+}
+
+#[test]
+fn console() {
+    every_seed("console");
+}
+
+#[test]
+fn each_scenario_has_its_test() {
+    let names: Vec<_> = scenarios::all::<mock::Domain, suite::on_mock::Mock>().iter().map(|each| each.name).collect();
+    assert_eq!(names, ["block", "reattach", "readonly", "console"]);
+}
+
+#[test]
+fn a_program_that_waits_for_nothing_is_called_stuck() {
+    let mut bed = MockBed::new(Config::deterministic(1));
+    let front = bed.front.clone();
+    let waits = async {
+        loop {
+            front.turn().await;
+        }
+    };
+    let failure = bed.bed().run(vec![suite::exec::Program::new("sleeper", waits)]).unwrap_err();
+    assert_eq!(failure.0, "stuck: sleeper wait(s) for something that doesn't come");
+}
