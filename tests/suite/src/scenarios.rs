@@ -181,6 +181,6 @@ fn console_echo<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<St
     // The echo ends first, while the other end still maps its page: it was put aside, and can be taken back now.
     let grants = bed.front.own().grants();
     grants.retry_quarantine();
-    ensure(grants.stats().quarantined == 0, format!("still in quarantine: {:?}", grants.stats()))?;
+    ensure(grants.stats().quarantined_refs == 0, format!("still in quarantine: {:?}", grants.stats()))?;
     Ok(vec![format!("xencons: {} bytes there and back", text.len())])
 }
