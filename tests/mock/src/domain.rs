@@ -8,7 +8,8 @@ use hypercall::{DomId, Gfn, Hypervisor, Level, Nr, Platform, Port, Region};
 use xen_sys::xen::SharedInfo;
 
 use crate::alloc::Pause;
-use crate::machine::{Shared, Start};
+use crate::life::Start;
+use crate::shared::Shared;
 
 /// A domain of the machine: its platform, and its way into the hypervisor. A handle: cheap to clone, and free to be sent
 /// to another thread.

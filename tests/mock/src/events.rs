@@ -13,7 +13,7 @@ use xen_sys::event_channel::*;
 use xen_sys::xen::*;
 
 use crate::faults::Delivery;
-use crate::machine::State;
+use crate::state::State;
 
 /// Ports whose records Xen allocates together; a port below the last such record is valid, even if it is closed.
 const BUCKET: usize = 64;

@@ -15,8 +15,8 @@ use xen_sys::errno::*;
 use xen_sys::grant_table::*;
 use xen_sys::xen::DOMID_SELF;
 
-use crate::machine::State;
 use crate::space::Pte;
+use crate::state::State;
 
 /// Entries in a frame of the table.
 const ENTRIES: usize = PAGE_SIZE / size_of::<GrantEntryV1>();

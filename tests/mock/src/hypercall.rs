@@ -16,8 +16,9 @@ use xen_sys::version::*;
 use xen_sys::xen::*;
 
 use crate::ledger::Kind;
-use crate::machine::{Life, Shared, State};
+use crate::shared::Shared;
 use crate::space::Pte;
+use crate::state::{Life, State};
 
 /// Present bit of a page-table entry.
 const PTE_PRESENT: u64 = 1 << 0;

@@ -26,21 +26,31 @@
 #![allow(non_upper_case_globals, reason = "constants of the ABI have their C names")]
 
 pub mod alloc;
+mod config;
 mod domain;
 mod events;
 mod faults;
 mod grants;
 mod hypercall;
 mod ledger;
+mod life;
 mod machine;
 mod memory;
 mod node;
+mod pages;
+mod shared;
 mod space;
+mod state;
 mod store;
+mod usage;
 
+pub use config::{Config, DomainConfig, Mode};
 pub use domain::Domain;
 pub use faults::Fault;
 pub use ledger::{Kind, Ledger};
-pub use machine::{Config, Console, DomainConfig, DomainUsage, Leak, Life, Machine, Mode, Start, Usage};
+pub use life::Start;
+pub use machine::{Console, Machine};
 pub use memory::Backing;
 pub use node::Node;
+pub use state::Life;
+pub use usage::{DomainUsage, Leak, Usage};

@@ -13,8 +13,9 @@ use xen_sys::io::xs_wire::{
 use xenstored::{ConnId, Daemon};
 
 use crate::events::Use;
-use crate::machine::{Start, State};
+use crate::life::Start;
 use crate::memory::Frames;
+use crate::state::State;
 
 /// The daemon and its clients.
 pub(crate) struct Store {

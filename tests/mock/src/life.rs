@@ -1,0 +1,117 @@
+//! How a domain begins and ends.
+
+use std::ptr::NonNull;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Condvar};
+
+use hypercall::{DomId, Mfn, Port};
+use xen_sys::event_channel::{EvtchnAllocUnbound, EvtchnBindInterdomain};
+use xen_sys::grant_table::{GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE};
+use xen_sys::xen::VIRQ_DOM_EXC;
+
+use crate::config::DomainConfig;
+use crate::events::Channels;
+use crate::grants::Grants;
+use crate::ledger::Ledger;
+use crate::space::Space;
+use crate::state::{Dom, Life, State};
+
+/// Where a domain's store ring and console are: what `start_info` tells a PV kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// The page of the store ring.
+    pub store: NonNull<u8>,
+    /// The store's port.
+    pub store_port: Port,
+    /// Frame of the store ring.
+    pub store_mfn: Mfn,
+    /// Page of the first console's ring; domain 0 has none.
+    pub console: Option<NonNull<u8>>,
+    /// The console's port, offered to domain 0; 0 where there is no console.
+    pub console_port: Port,
+    /// Frame of the console's ring; 0 where there is no console.
+    pub console_mfn: Mfn,
+}
+
+// SAFETY: the pointers are to pages of the domain, which are tied to no thread.
+unsafe impl Send for Start {}
+// SAFETY: as above.
+unsafe impl Sync for Start {}
+
+impl State {
+    /// Makes a domain with everything that it starts with.
+    pub(crate) fn create(&mut self, config: &DomainConfig) -> DomId {
+        let id = DomId(self.next_domain);
+        self.next_domain += 1;
+        let shared_info = self.frames.take_own(&mut self.rng, id);
+        let dom = Dom {
+            space: Space::new(id, self.frames.backing(), config.pages, config.unbacked),
+            channels: Channels::new(config.max_port),
+            grants: Grants::new(config.grant_frames, config.maptrack_frames),
+            life: Life::Running,
+            ledger: Ledger::default(),
+            wake: Arc::new(Condvar::new()),
+            timer: None,
+            printed: Vec::new(),
+            in_multicall: false,
+            idle: 0,
+            limbo: Vec::new(),
+            shared_info,
+            start: None,
+            vcpus: config.vcpus,
+        };
+        self.domains.insert(id, dom);
+        for vcpu in &self.shared_info(id).vcpu_info[..config.vcpus as usize] {
+            vcpu.evtchn_upcall_mask.store(1, SeqCst);
+        }
+        self.grow_grants(id, 1);
+        let (store, store_mfn, store_port) = self.first_ring(id, GNTTAB_RESERVED_XENSTORE);
+        let mut start =
+            Start { store, store_port, store_mfn, console: None, console_port: Port(0), console_mfn: Mfn(0) };
+        if id != DomId(0) {
+            let (console, mfn, port) = self.first_ring(id, GNTTAB_RESERVED_CONSOLE);
+            (start.console, start.console_mfn, start.console_port) = (Some(console), mfn, port);
+        }
+        self.dom(id).start = Some(start);
+        self.open_store(id, &start);
+        id
+    }
+
+    /// Makes the page and the port of a ring that a domain starts with; domain 0 is to serve it.
+    fn first_ring(&mut self, dom: DomId, gref: u32) -> (NonNull<u8>, Mfn, Port) {
+        let page = self.alloc_pages(dom, 1).expect("a domain has at least two pages");
+        let mfn = self.dom(dom).space.frame_at(page.addr().get()).expect("just allocated");
+        self.write_entry(dom, gref, DomId(0), mfn);
+        let mut offer = EvtchnAllocUnbound { dom, remote_dom: DomId(0), port: Port(0) };
+        self.alloc_unbound(DomId(0), &mut offer).expect("a new domain has ports");
+        (page, mfn, offer.port)
+    }
+
+    /// Connects a domain to xenstored.
+    fn open_store(&mut self, dom: DomId, start: &Start) {
+        let mut bind = EvtchnBindInterdomain { remote_dom: dom, remote_port: start.store_port, local_port: Port(0) };
+        self.bind_interdomain(DomId(0), &mut bind).expect("the port was offered to domain 0");
+        // The event that binding raises is for whoever binds; xenstored looks at the ring anyway.
+        let (word, bit) = (bind.local_port.0 as usize / usize::BITS as usize, bind.local_port.0 % usize::BITS);
+        let shared = self.shared_info(DomId(0));
+        shared.evtchn_pending[word].fetch_and(!(1 << bit), SeqCst);
+        self.serve_store(bind.local_port, dom);
+        self.store.open(dom, bind.local_port, start);
+    }
+
+    /// Ends a domain: its ports are closed, its mappings released, its grants can't be mapped any more, and xenstored tells.
+    pub(crate) fn kill(&mut self, dom: DomId) {
+        if self.dom(dom).is_dead() {
+            return;
+        }
+        self.close_all(dom);
+        self.dom(dom).life = Life::Dead;
+        self.dom(dom).timer = None;
+        self.release_mappings(dom);
+        self.dom(dom).wake.notify_all();
+        self.store.close(dom);
+        self.raise_virq(DomId(0), 0, VIRQ_DOM_EXC);
+        self.wake_machine();
+        self.bury(dom);
+    }
+}
