@@ -11,7 +11,7 @@ use crate::{crash, guest};
 
 /// QEMU's status after a guest's end, and what that end was: `tests/guest`'s exit values, doubled plus one.
 const PASSED: i32 = 33;
-const ENDS: &[(i32, &str)] = &[(35, "it failed"), (37, "it panicked"), (39, "the processor faulted")];
+const ENDS: &[(i32, &str)] = &[(35, "failed"), (37, "panicked"), (39, "faulted")];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -62,6 +62,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     })?;
     spinner.finish_and_clear();
     judge(&run, &line, args.timeout)?;
+    if args.list {
+        return Ok(());
+    }
     println!("passed on real Xen: {line} ({:.1} s)", started.elapsed().as_secs_f64());
     Ok(())
 }
@@ -88,12 +91,18 @@ fn judge(run: &Run, line: &str, timeout: u64) -> Result<()> {
     match &run.end {
         End::Exited(status) => match (status.code(), ENDS.iter().find(|(code, _)| status.code() == Some(*code))) {
             (Some(PASSED), _) => Ok(()),
-            (_, Some((_, end))) => bail!("the guest did not pass {line:?}: {end}"),
+            (_, Some((_, end))) => bail!("the guest {end} in {line:?}{}", last_words(&run.lines)),
             _ => bail!("QEMU ended with {status} without a word of the guest in {line:?}; last lines:\n{last}"),
         },
         End::Dead => bail!("the machine stopped in {line:?}; last lines:\n{last}"),
         End::TimedOut => bail!("{line:?} is not done after {timeout} s; last lines:\n{last}"),
     }
+}
+
+/// Returns what the guest itself says of its end.
+fn last_words(lines: &[String]) -> String {
+    let words = lines.iter().rev().find_map(|line| line.strip_prefix("guest: "));
+    words.map_or_else(String::new, |words| format!(": {words}"))
 }
 
 #[cfg(test)]
@@ -134,6 +143,12 @@ mod tests {
             assert!(message.contains(word), "{code}: {message}");
         }
         assert!(outcome(End::Exited(ExitStatus::from_raw(9)), &[]).is_err());
+    }
+
+    #[test]
+    fn a_failure_is_told_in_the_guests_words() {
+        let message = outcome(exited(35), &["guest: failed: 1 of 4 scenarios"]).unwrap_err();
+        assert!(message.contains("failed in \"program\": failed: 1 of 4 scenarios"), "{message}");
     }
 
     #[test]

@@ -19,7 +19,8 @@ impl Drop for Guard {
     }
 }
 
-/// Makes the process that `command` starts end when this one ends, even by a signal, and hands it `inherited`.
+/// Makes the process that `command` starts end when this one ends, even by a signal, and hands it `inherited`. For Linux
+/// the parent is the thread that starts it, so let that be one which stays.
 pub(crate) fn die_with_parent(command: &mut Command, inherited: Vec<RawFd>) {
     let parent = std::process::id();
     let prepare = move || {
@@ -64,4 +65,45 @@ pub(crate) fn stream(mut command: Command, mut on_line: impl FnMut(&str)) -> Res
     let complaints: Vec<&str> = complaints.map(String::as_str).collect();
     ensure!(child.wait()?.success(), "{name} failed\n{}", complaints.join("\n"));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::thread;
+
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn a_process_ends_with_the_thread_that_started_it() {
+        let start = || {
+            let mut sleep = shell("exec sleep 30");
+            die_with_parent(&mut sleep, Vec::new());
+            sleep.spawn().unwrap()
+        };
+        let mut child = thread::spawn(start).join().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn a_dropped_guard_leaves_no_process() {
+        let child = shell("exec sleep 30").spawn().unwrap();
+        let pid = child.id();
+        drop(Guard(child));
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn a_failed_command_is_told_with_its_complaints_only() {
+        let mut lines = 0;
+        let error = stream(shell("echo Get:1; echo 'E: no room' >&2; exit 100"), |_| lines += 1).unwrap_err();
+        assert_eq!(error.to_string(), "/bin/sh failed\nE: no room");
+        assert_eq!(lines, 2);
+    }
 }
