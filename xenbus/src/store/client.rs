@@ -80,6 +80,8 @@ struct Inner<P, E> {
     timeout_ns: AtomicU64,
     /// Somebody wanted to look into the ring while another held the lock, who looks once more then.
     again: AtomicBool,
+    /// A watch has fired since the handler was last here: the dispatcher's event for that must not be lost.
+    untold: AtomicBool,
     link: Mutex<Link>,
     watches: Watches,
 }
@@ -259,7 +261,16 @@ impl<P: Platform, E: Events> XenStore<P, E> {
         let link = Mutex::new(Link::new(page));
         let watches = Watches::new();
         let timeout_ns = AtomicU64::new(TIMEOUT_NS);
-        Self(Arc::new(Inner { platform, events, port, timeout_ns, again: AtomicBool::new(false), link, watches }))
+        Self(Arc::new(Inner {
+            platform,
+            events,
+            port,
+            timeout_ns,
+            again: AtomicBool::new(false),
+            untold: AtomicBool::new(false),
+            link,
+            watches,
+        }))
     }
 
     /// Returns the port whose events [`process`](Self::process) answers.
@@ -281,6 +292,8 @@ impl<P: Platform, E: Events> XenStore<P, E> {
     /// never allocates.
     pub fn process(&self) {
         self.look();
+        // Whoever is woken by this event looks at the watches after it.
+        self.0.untold.store(false, SeqCst);
         self.0.events.unmask(self.0.port);
     }
 
@@ -292,10 +305,9 @@ impl<P: Platform, E: Events> XenStore<P, E> {
         self.wait_for(&request).map_err(|cause| StoreError { op: name, path: path.into(), cause })
     }
 
-    /// Looks into the ring, or leaves it to the one who does just now. Tells whether a watch has fired.
-    fn look(&self) -> bool {
+    /// Looks into the ring, or leaves it to the one who does just now.
+    fn look(&self) {
         let inner = &*self.0;
-        let mut fired = false;
         // Sequentially consistent, against the holder, who lets go of the lock and then asks for the flag: either we get the lock,
         // or they see the flag.
         inner.again.store(true, SeqCst);
@@ -304,7 +316,9 @@ impl<P: Platform, E: Events> XenStore<P, E> {
             inner.again.store(false, SeqCst);
             let moved = link.exchange(&inner.watches);
             drop(link);
-            fired |= moved.fired;
+            if moved.fired {
+                inner.untold.store(true, SeqCst);
+            }
             if moved.any {
                 inner.events.notify(inner.port);
             }
@@ -314,7 +328,6 @@ impl<P: Platform, E: Events> XenStore<P, E> {
                 break;
             }
         }
-        fired
     }
 
     /// Takes the lock of the ring in a thread. The handler doesn't wait for it, but leaves word, which is answered here.
@@ -330,7 +343,7 @@ impl<P: Platform, E: Events> XenStore<P, E> {
         let inner = &*self.0;
         let timeout_ns = inner.timeout_ns.load(Relaxed);
         let deadline = inner.platform.now_ns().saturating_add(timeout_ns);
-        let mut waiting = Waiting { store: self, taken: false, fired: false };
+        let mut waiting = Waiting { store: self, taken: false };
         let mut id = None;
         loop {
             // First the event, then the ring: what comes after the look makes the event pending again.
@@ -382,21 +395,21 @@ impl<P: Platform, E: Events> XenStore<P, E> {
 struct Waiting<'a, P: Platform, E: Events> {
     store: &'a XenStore<P, E>,
     taken: bool,
-    fired: bool,
 }
 
 impl<P: Platform, E: Events> Waiting<'_, P, E> {
     fn look(&mut self) {
         let inner = &*self.store.0;
         self.taken |= inner.events.take(inner.port);
-        self.fired |= self.store.look();
+        self.store.look();
     }
 }
 
 impl<P: Platform, E: Events> Drop for Waiting<'_, P, E> {
     fn drop(&mut self) {
-        // Whoever is woken by the dispatcher to ask for watches must not miss one that came with our answer.
-        if self.taken && self.fired {
+        // Whoever is woken by the dispatcher to ask for watches must not miss one that came with our answer, or with that of
+        // the call before, whose event we have taken.
+        if self.taken && self.store.0.untold.load(SeqCst) {
             self.store.0.events.raise(self.store.0.port);
         }
     }
