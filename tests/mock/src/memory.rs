@@ -32,6 +32,8 @@ pub(crate) struct Frames {
     free: Vec<u32>,
     /// The frame that was handed out last.
     last: u32,
+    /// Heap pages that the hypervisor shares with domains.
+    shared: Vec<NonNull<u8>>,
     /// Whose each frame is.
     owners: Vec<Option<DomId>>,
 }
@@ -42,6 +44,15 @@ enum Seen {
     File { fd: std::os::fd::OwnedFd, view: NonNull<u8> },
     /// Each where its owner's block of the heap has it.
     Heap(BTreeMap<u64, NonNull<u8>>),
+}
+
+impl Seen {
+    fn heap(&mut self) -> &mut BTreeMap<u64, NonNull<u8>> {
+        match self {
+            Self::Heap(pages) => pages,
+            Self::File { .. } => unreachable!("a heap page in a machine with a memory file"),
+        }
+    }
 }
 
 // SAFETY: the pointers are to memory that the machine owns and that moves with it; all access to it by the hypervisor is
@@ -58,7 +69,7 @@ impl Frames {
             }
             Backing::Plain => Seen::Heap(BTreeMap::new()),
         };
-        Self { backing, free: (0..total).collect(), last: 0, owners: vec![None; total as usize] }
+        Self { backing, free: (0..total).collect(), last: 0, shared: Vec::new(), owners: vec![None; total as usize] }
     }
 
     /// Tells what the memory is made of.
@@ -115,10 +126,7 @@ impl Frames {
     /// Takes a frame that is to be seen at `page`, a page of somebody's heap block.
     pub(crate) fn take_heap(&mut self, rng: &mut SmallRng, owner: DomId, page: NonNull<u8>) -> Option<Mfn> {
         let mfn = self.pick(rng, owner)?;
-        match &mut self.backing {
-            Seen::Heap(pages) => pages.insert(mfn.0, page),
-            Seen::File { .. } => unreachable!("a heap page in a machine with a memory file"),
-        };
+        self.backing.heap().insert(mfn.0, page);
         Some(mfn)
     }
 
@@ -130,7 +138,11 @@ impl Frames {
     pub(crate) fn take_own(&mut self, rng: &mut SmallRng, owner: DomId) -> Mfn {
         let mfn = match self.backing() {
             Backing::Mapped => self.take_file(rng, owner),
-            Backing::Plain => self.take_heap(rng, owner, heap_block(1)),
+            Backing::Plain => {
+                let page = heap_block(1);
+                self.shared.push(page);
+                self.take_heap(rng, owner, page)
+            }
         };
         mfn.expect("the mock machine is out of frames")
     }
@@ -172,8 +184,13 @@ impl Drop for Frames {
             Seen::File { view, .. } => unsafe {
                 libc::munmap(view.as_ptr().cast(), self.owners.len() * PAGE_SIZE);
             },
-            // The blocks belong to the domains' address spaces; the hypervisor's own pages stay, they are few.
-            Seen::Heap(_) => {}
+            // All other pages belong to the domains' address spaces.
+            Seen::Heap(_) => {
+                for page in &self.shared {
+                    // SAFETY: a block of one page, and the machine goes.
+                    unsafe { free_heap_block(*page, 1) };
+                }
+            }
         }
     }
 }

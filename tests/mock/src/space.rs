@@ -129,10 +129,10 @@ impl Space {
                 unmap_pages(start, pages);
                 memory.give((addr - base.addr().get()) / PAGE_SIZE, pages);
             }
+            // Kept until the space goes.
+            Kind::Heap { .. } if !reuse => {}
             Kind::Heap { blocks, .. } => {
-                if let Some((block, pages)) = blocks.remove(&addr)
-                    && reuse
-                {
+                if let Some((block, pages)) = blocks.remove(&addr) {
                     // SAFETY: `alloc` made the block with that many pages; its owner has just given it up, and no other
                     // domain maps one of its pages, for the caller would not let them be used again.
                     unsafe { free_heap_block(block, pages) };
@@ -339,6 +339,7 @@ fn map_frame(frames: &Frames, va: NonNull<u8>, mfn: Mfn, writable: bool) {
     let done = unsafe {
         libc::mmap(va.as_ptr().cast(), PAGE_SIZE, access, libc::MAP_SHARED | libc::MAP_FIXED, fd.as_raw_fd(), offset)
     };
+    // Each frame is a mapping of its own for the host, which limits their number (vm.max_map_count).
     assert!(done != libc::MAP_FAILED, "mmap of a frame: {}", std::io::Error::last_os_error());
 }
 
