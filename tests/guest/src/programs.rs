@@ -5,6 +5,7 @@
 mod crash;
 mod fast;
 mod hello;
+mod linux;
 mod pair;
 mod selftest;
 
@@ -35,6 +36,7 @@ pub static PROGRAMS: &[Program] = &[
         about: "runs the scenarios within this domain: [scenario=NAME|all] [seed=N] [list=yes]",
         run: fast::run,
     },
+    Program { name: "linux", about: "uses the disk and console that a Linux dom0 serves", run: linux::run },
     Program {
         name: "crash",
         about: "ends badly: kind=panic|fault|write|opcode|stack|memory|driver|error",

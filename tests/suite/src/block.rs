@@ -191,14 +191,16 @@ impl<P: Platform> Client<P> {
         self.close_wanted
     }
 
-    /// Lets the life cycle go on.
-    fn follow(&mut self) -> Result<bool, Failure> {
+    /// Lets the life cycle go on, if the other end has moved. Returns whether it had.
+    ///
+    /// # Errors
+    /// [`Failure`] if the other end goes without asking.
+    pub fn follow(&mut self) -> Result<bool, Failure> {
         if !self.front.device().changed() {
             return Ok(false);
         }
         let mut lost = 0;
-        let change = self.front.step(|_| lost += 1).context("xbd step")?;
-        match change {
+        match self.front.step(|_| lost += 1).context("xbd step")? {
             front::Change::CloseWanted => self.close_wanted = true,
             front::Change::Resized(disk) => self.disk = disk,
             front::Change::Closed => {
