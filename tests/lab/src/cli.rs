@@ -24,7 +24,7 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum Xen {
-    /// Makes everything that real Xen needs, in the user's cache folder (about 350 MB)
+    /// Makes everything that real Xen needs, in the user's cache folder (230 MB; 1 GB while at work)
     Setup,
     /// Boots the guest as dom0 and runs a scenario with both ends in one domain
     Fast(fast::Args),
