@@ -36,7 +36,7 @@ pub fn pair<P: Platform>(front: &Node<P>, back: &Node<P>) -> Result<(FrontHalf<P
 ///
 /// # Errors
 /// [`Failure`] if the other end lies.
-pub async fn echo<P: Platform>(node: &Node<P>, mut console: FrontHalf<P>, count: usize) -> Result<(), Failure> {
+pub async fn echo<P: Platform>(node: &Node<P>, console: &mut FrontHalf<P>, count: usize) -> Result<(), Failure> {
     let (mut held, mut done) = (Vec::new(), 0);
     let mut buffer = [0; 256];
     while done < count {
@@ -64,7 +64,7 @@ pub async fn echo<P: Platform>(node: &Node<P>, mut console: FrontHalf<P>, count:
 ///
 /// # Errors
 /// [`Failure`] if it doesn't.
-pub async fn talk<P: Platform>(node: &Node<P>, mut console: BackHalf<P>, text: &[u8]) -> Result<(), Failure> {
+pub async fn talk<P: Platform>(node: &Node<P>, console: &mut BackHalf<P>, text: &[u8]) -> Result<(), Failure> {
     let (mut sent, mut got) = (0, Vec::new());
     let mut buffer = [0; 300];
     while got.len() < text.len() {
