@@ -20,7 +20,7 @@ static LOCAL: Mutex<Option<Local>> = Mutex::new(None);
 struct Local {
     daemon: Daemon,
     client: RingClient<'static>,
-    /// The daemon's end. Never unmasked, so that no dispatcher takes its events away.
+    /// The daemon's end. Masked, so that no dispatcher takes its events away.
     channel: Channel<EventChannels<Bare>>,
     events: EventChannels<Bare>,
     is_dropped: bool,
@@ -37,6 +37,7 @@ pub fn start(services: &Services, id: DomId) -> Result<XenStore<Bare, EventChann
         alloc::boxed::Box::leak(alloc::boxed::Box::new(Pages::new(&Bare, 1).map_err(|error| error.to_string())?));
     let front = events.alloc_unbound(DOMID_SELF).map_err(|error| error.to_string())?;
     let channel = Channel::bind(&events, DOMID_SELF, front).map_err(|error| error.to_string())?;
+    events.mask(channel.port());
     let mut daemon = Daemon::default();
     let client = RingClient::new(daemon.connect(id), page.shared());
     daemon.introduce(id);

@@ -82,6 +82,7 @@ fn run_one(scenario: &Scenario<Bare, Fast>, node: &Node<Bare>, seed: u64) -> Res
 
 /// Fails if a scenario has left pages that a peer maps still.
 fn nothing_kept(services: &Services) -> Result<(), String> {
+    services.grants.retry_quarantine();
     let stats = services.grants.stats();
     match stats.quarantined_refs + stats.quarantined_pages + stats.leaked_refs + stats.leaked_pages {
         0 => Ok(()),
