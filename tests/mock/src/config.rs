@@ -5,7 +5,7 @@ use crate::memory::Backing;
 /// How time passes, and who does the machine's own work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Virtual time. The machine works only in [`Machine::step`] and while a domain waits, and what it does first is drawn
+    /// Virtual time. The machine works only in [`Machine::step`](crate::Machine::step) and while a domain waits, and what it does first is drawn
     /// from the seed. All domains are driven from one thread.
     Deterministic,
     /// Real time. A thread does the machine's work; each domain may have threads of its own.

@@ -71,9 +71,12 @@ impl Channels {
         Ok(Port(index as u32))
     }
 
-    /// Returns all ports and what they are.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (Port, Use)> {
-        (0..).map(Port).zip(self.ports.iter().map(|chan| chan.state))
+    /// Returns the other end of a bound port.
+    pub(crate) fn remote(&self, port: Port) -> Option<(DomId, Port)> {
+        match self.get(port).ok()?.state {
+            Use::Interdomain(dom, port) => Some((dom, port)),
+            _ => None,
+        }
     }
 
     /// Returns the ports in use; those that xenstored serves are not the domain's.
@@ -126,6 +129,13 @@ impl State {
     /// Makes xenstored the consumer of domain 0's `port`, which is an end of a domain's store channel.
     pub(crate) fn serve_store(&mut self, port: Port, dom: DomId) {
         self.chan(DomId(0), port).serves = Some(dom);
+    }
+
+    /// Closes xenstored's end of a dead domain's store channel.
+    pub(crate) fn unserve_store(&mut self, dom: DomId) {
+        for chan in self.dom(DomId(0)).channels.ports.iter_mut().filter(|chan| chan.serves == Some(dom)) {
+            *chan = FREE;
+        }
     }
 
     pub(crate) fn bind_virq(&mut self, caller: DomId, op: &mut EvtchnBindVirq) -> Result<(), i32> {
@@ -181,9 +191,13 @@ impl State {
             Use::Unbound(_) | Use::Ipi => {}
         }
         *self.chan(dom, port) = FREE;
+        self.clear_pending(dom, port);
+        Ok(())
+    }
+
+    pub(crate) fn clear_pending(&mut self, dom: DomId, port: Port) {
         let (word, bit) = place(port);
         self.shared_info(dom).evtchn_pending[word].fetch_and(!bit, SeqCst);
-        Ok(())
     }
 
     /// Closes all ports of a domain, except those that xenstored serves.

@@ -386,6 +386,10 @@ impl State {
             // SAFETY: both members are plain integers, and the flag says which one was meant.
             let gref = unsafe { side.u.r#ref }.0;
             let wanted = Wanted { owner, gref, user: caller, readonly };
+            let owner = self.dom(owner);
+            if owner.is_dead() && owner.grants.active.contains_key(&gref) {
+                return Err(GNTST_bad_domain);
+            }
             return Ok((self.pin(wanted, &kinds(GNTMAP_host_map, readonly))?, Some(wanted)));
         }
         // SAFETY: as above.

@@ -22,6 +22,7 @@
 //! | what a driver sees | [`Domain`], [`Node`] |
 //! | what it cost | [`Ledger`], [`alloc`] |
 //! | what goes wrong on order | [`Fault`], [`Machine::kill`] |
+#![cfg_attr(target_os = "none", no_std)]
 #![cfg(not(target_os = "none"))]
 #![allow(non_upper_case_globals, reason = "constants of the ABI have their C names")]
 

@@ -92,9 +92,7 @@ impl State {
         let mut bind = EvtchnBindInterdomain { remote_dom: dom, remote_port: start.store_port, local_port: Port(0) };
         self.bind_interdomain(DomId(0), &mut bind).expect("the port was offered to domain 0");
         // The event that binding raises is for whoever binds; xenstored looks at the ring anyway.
-        let (word, bit) = (bind.local_port.0 as usize / usize::BITS as usize, bind.local_port.0 % usize::BITS);
-        let shared = self.shared_info(DomId(0));
-        shared.evtchn_pending[word].fetch_and(!(1 << bit), SeqCst);
+        self.clear_pending(DomId(0), bind.local_port);
         self.serve_store(bind.local_port, dom);
         self.store.open(dom, bind.local_port, start);
     }
@@ -105,9 +103,10 @@ impl State {
             return;
         }
         self.close_all(dom);
+        self.release_mappings(dom);
+        self.unserve_store(dom);
         self.dom(dom).life = Life::Dead;
         self.dom(dom).timer = None;
-        self.release_mappings(dom);
         self.dom(dom).wake.notify_all();
         self.store.close(dom);
         self.raise_virq(DomId(0), 0, VIRQ_DOM_EXC);

@@ -90,8 +90,9 @@ impl Machine {
     /// Ends a domain at once, as `xl destroy` does or a crash.
     ///
     /// # Panics
-    /// If there is none of that number.
+    /// If there is none of that number, or it is domain 0, without which there is no machine.
     pub fn kill(&self, id: DomId) {
+        assert!(id != DomId(0), "domain 0 can't be killed");
         self.shared.lock().kill(id);
     }
 

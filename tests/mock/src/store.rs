@@ -12,7 +12,6 @@ use xen_sys::io::xs_wire::{
 };
 use xenstored::{ConnId, Daemon};
 
-use crate::events::Use;
 use crate::life::Start;
 use crate::memory::Frames;
 use crate::state::State;
@@ -145,10 +144,9 @@ impl State {
     pub(crate) fn serve(&mut self, dom: DomId) {
         let (messages, signal) = self.store.pump(&self.frames, dom);
         self.dom(dom).ledger.store_messages += messages;
-        let port = self.store.links.get(&dom).map(|link| link.port);
-        let other = port
-            .and_then(|port| self.dom(DomId(0)).channels.all().find(|(own, _)| *own == port).map(|(_, state)| state));
-        if signal && let Some(Use::Interdomain(dom, port)) = other {
+        let served = self.store.links.get(&dom).map(|link| link.port);
+        let other = served.and_then(|port| self.dom(DomId(0)).channels.remote(port));
+        if signal && let Some((dom, port)) = other {
             self.raise(dom, port);
         }
     }

@@ -223,6 +223,38 @@ fn the_threads_of_a_dead_domain_can_tear_down() {
 }
 
 #[test]
+fn a_domain_that_maps_its_own_grants_can_be_killed() {
+    let (machine, one, other) = two();
+    let granted = grant(&one, one.id, Access::ReadWrite);
+    let shared = grant(&one, other.id, Access::ReadWrite);
+    assert_eq!(map(&one.platform, one.id, granted.gref, room(&one.platform), HOST).status, GNTST_okay);
+    let va = room(&other.platform);
+    let mapped = map(&other.platform, one.id, shared.gref, va, HOST);
+    machine.kill(one.id);
+    assert_eq!(machine.life(one.id), Some(Life::Dead));
+    assert_eq!(unmap(&other.platform, mapped.handle, mapped.host_addr), GNTST_okay);
+    assert_eq!(machine.life(one.id), None);
+    free_room(&other.platform, va);
+    machine.check_quiet();
+}
+
+#[test]
+fn domain_0_has_no_more_ports_after_many_domains_came_and_went() {
+    let machine = Machine::deterministic(1);
+    let dom0 = machine.dom0();
+    let next = || {
+        let port = call::alloc_unbound(&dom0, DomId(0)).expect("a port");
+        call::close(&dom0, port).expect("open");
+        port
+    };
+    let first = next();
+    for _ in 0..20 {
+        machine.kill(machine.create(DomainConfig { pages: 4, unbacked: 4, ..DomainConfig::default() }).id());
+    }
+    assert_eq!(next(), first);
+}
+
+#[test]
 fn a_dead_domains_number_is_not_used_again() {
     let (machine, one, other) = two();
     machine.kill(one.id);
