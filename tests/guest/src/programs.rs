@@ -3,6 +3,7 @@
 //! A new program is a function and a line in [`PROGRAMS`].
 
 mod crash;
+mod dom0;
 mod fast;
 mod hello;
 mod linux;
@@ -42,6 +43,7 @@ pub static PROGRAMS: &[Program] = &[
         about: "ends badly: kind=panic|fault|write|opcode|stack|memory|driver|error",
         run: crash::run,
     },
+    Program { name: "dom0", about: "serves \"linux\" in a second domain: [sectors=N] [seed=N]", run: dom0::run },
     Program {
         name: "pair",
         about: "runs another program in a second domain: pair PROGRAM [key=value...]",

@@ -19,6 +19,9 @@ pub(crate) struct Foreign {
     va: NonNull<u8>,
 }
 
+// SAFETY: the page of address space is owned, and the same for every processor.
+unsafe impl Send for Foreign {}
+
 impl Foreign {
     pub(crate) fn new(domain: DomId) -> Result<Self, String> {
         let va = window::alloc(1).ok_or_else(|| "the window is full".to_string())?;
@@ -34,6 +37,11 @@ impl Foreign {
             0 => Ok(self.va),
             error => Err(format!("frame {frame:x?} of {:?} can't be mapped: {error}", self.domain)),
         }
+    }
+
+    /// Returns where the frame that was mapped last is seen.
+    pub(crate) fn address(&self) -> NonNull<u8> {
+        self.va
     }
 
     /// Lets `work` see the frame. The domain must not run.

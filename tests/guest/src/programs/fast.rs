@@ -16,8 +16,14 @@ use crate::memory::pages;
 use crate::{Bare, local_store, println};
 
 /// The world around the programs: the store daemon, and chance.
-struct Fast {
+pub(super) struct Fast {
     state: u64,
+}
+
+impl Fast {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { state: seed }
+    }
 }
 
 impl World for Fast {
@@ -64,7 +70,7 @@ pub(super) fn run(args: &Args<'_>) -> Result<(), String> {
 }
 
 /// Makes the one domain, with a store of its own.
-fn node(services: &Services) -> Result<Node<Bare>, String> {
+pub(super) fn node(services: &Services) -> Result<Node<Bare>, String> {
     let id = domain_id().map_err(|error| error.to_string())?;
     let store = local_store::start(services, id)?;
     let Services { events, grants } = services.clone();
@@ -72,7 +78,7 @@ fn node(services: &Services) -> Result<Node<Bare>, String> {
 }
 
 fn run_one(scenario: &Scenario<Bare, Fast>, node: &Node<Bare>, seed: u64) -> Result<(), String> {
-    let mut world = Fast { state: seed };
+    let mut world = Fast::new(seed);
     let (toolstack, front, back) = (node.clone(), node.clone(), node.clone());
     let mut bed = Bed { toolstack, front, back, world: &mut world, seed };
     let lines = (scenario.run)(&mut bed).map_err(|failure| failure.to_string())?;

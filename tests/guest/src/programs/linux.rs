@@ -178,6 +178,14 @@ async fn use_disk(node: &Node<Bare>) -> Result<Client<Bare>, Failure> {
     Ok(disk)
 }
 
+/// Does to a whole disk in memory what the program does to its disk.
+pub(super) fn write_pattern(disk: &mut [u8]) {
+    let begin = disk.len() - disk.len().min(PATTERN_BYTES as usize);
+    for (index, word) in disk[begin..].as_chunks_mut().0.iter_mut().enumerate() {
+        *word = pattern_word(index as u64).to_le_bytes();
+    }
+}
+
 /// Puts the pattern into a buffer: words that are numbered from `begin`, little endian.
 fn fill(begin: u64, sector: u64, buffer: &PageBuf<Bare>) {
     const WORD: u64 = size_of::<u64>() as u64;

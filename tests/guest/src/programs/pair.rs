@@ -23,17 +23,27 @@ const LOOK_NS: u64 = 10_000_000;
 const LIMIT_NS: u64 = 60_000_000_000;
 
 pub(super) fn run(args: &Args<'_>) -> Result<(), String> {
+    let domain = start(args.0)?;
+    println!("pair: {:?} runs {:?}", domain.id, args.0);
+    let ended = watch(&domain);
+    finish(domain, ended?)
+}
+
+/// Starts the second domain with that command line.
+pub(super) fn start(command_line: &str) -> Result<DomU, String> {
     let info = start_info();
     if info.mod_len == 0 {
         return Err("no module: the second domain's image must follow this one's".to_string());
     }
     // SAFETY: Xen mapped the module in the boot region, and nothing writes there.
     let elf = unsafe { core::slice::from_raw_parts(info.mod_start as *const u8, info.mod_len) };
-    let domain = domu::start(elf, PAGES, args.0)?;
-    println!("pair: {:?} runs {:?}", domain.id, args.0);
-    let ended = watch(&domain);
+    domu::start(elf, PAGES, command_line)
+}
+
+/// Takes the domain apart and judges how it ended.
+pub(super) fn finish(domain: DomU, ended: Ended) -> Result<(), String> {
     let destroyed = domain.destroy();
-    match ended? {
+    match ended {
         Ended(reason) if reason == SHUTDOWN_poweroff => {
             destroyed.map_err(|error| format!("the domain could not be destroyed: {error}"))
         }
@@ -43,23 +53,14 @@ pub(super) fn run(args: &Args<'_>) -> Result<(), String> {
 
 /// Prints what the domain prints until it has ended.
 fn watch(domain: &DomU) -> Result<Ended, String> {
-    let mut foreign = Foreign::new(domain.id)?;
-    let ring = foreign.map(domain.console_ring)?.cast::<XenconsInterface>();
-    // SAFETY: a page is mapped there as long as `foreign` lives, and every byte of the type is atomic.
-    let ring = unsafe { ring.as_ref() };
-    let mut line = String::new();
+    let mut terminal = Terminal::new(domain)?;
     let limit = Bare.now_ns() + LIMIT_NS;
     while Bare.now_ns() < limit {
         // Asked before the ring is read: what was printed last is read still.
         let ended = domain.ended().map_err(|error| format!("getdomaininfo: {error}"))?;
         shared::clear(domain.console);
-        if read(ring, &mut line) {
-            let _ = event_channel::send(&Bare, domain.console);
-        }
+        terminal.read(|_| {});
         if let Some(ended) = ended {
-            if !line.is_empty() {
-                println!("domU: {line}");
-            }
             return Ok(ended);
         }
         Bare.wait(&[domain.console], Bare.now_ns() + LOOK_NS);
@@ -67,25 +68,76 @@ fn watch(domain: &DomU) -> Result<Ended, String> {
     Err(format!("still running after {} s", LIMIT_NS / 1_000_000_000))
 }
 
-/// Reads what is in the ring and prints whole lines; tells whether there was anything.
-fn read(ring: &XenconsInterface, line: &mut String) -> bool {
-    let start = ring.out_cons.load(Relaxed);
-    let mut at = start;
-    // The bytes are read after the index that published them.
-    let end = ring.out_prod.load(Acquire);
-    // No more than the ring holds, whatever the other side claims.
-    for _ in 0..end.wrapping_sub(start).min(ring.out.len() as u32) {
-        match ring.out[at as usize % ring.out.len()].load(Relaxed) {
-            b'\r' => {}
-            b'\n' => {
-                println!("domU: {line}");
-                line.clear();
-            }
-            byte => line.push(char::from(byte)),
-        }
-        at = at.wrapping_add(1);
+/// What stands at the other end of the second domain's console.
+pub(super) struct Terminal<'a> {
+    domain: &'a DomU,
+    foreign: Foreign,
+    /// The line that has not ended yet.
+    line: String,
+}
+
+impl<'a> Terminal<'a> {
+    pub(super) fn new(domain: &'a DomU) -> Result<Self, String> {
+        let mut foreign = Foreign::new(domain.id)?;
+        foreign.map(domain.console_ring)?;
+        Ok(Self { domain, foreign, line: String::new() })
     }
-    // The place is free for the other side only once it was read.
-    ring.out_cons.store(at, Release);
-    at != start
+
+    fn ring(&self) -> &XenconsInterface {
+        // SAFETY: the page is mapped there as long as `foreign` lives, and every byte of the type is atomic.
+        unsafe { self.foreign.address().cast().as_ref() }
+    }
+
+    /// Reads what is in the ring, and prints and hands over whole lines.
+    pub(super) fn read(&mut self, mut take: impl FnMut(&str)) {
+        let mut text = core::mem::take(&mut self.line);
+        let ring = self.ring();
+        let start = ring.out_cons.load(Relaxed);
+        // The bytes are read after the index that published them; no more than the ring holds, whatever the other side claims.
+        let count = ring.out_prod.load(Acquire).wrapping_sub(start).min(ring.out.len() as u32);
+        for at in (0..count).map(|step| start.wrapping_add(step)) {
+            match ring.out[at as usize % ring.out.len()].load(Relaxed) {
+                b'\r' => {}
+                b'\n' => {
+                    println!("domU: {text}");
+                    take(&text);
+                    text.clear();
+                }
+                byte => text.push(char::from(byte)),
+            }
+        }
+        // The place is free for the other side only once it was read.
+        ring.out_cons.store(start.wrapping_add(count), Release);
+        if count != 0 {
+            self.notify();
+        }
+        self.line = text;
+    }
+
+    /// Types, as far as there is room.
+    pub(super) fn write(&mut self, text: &[u8]) {
+        let ring = self.ring();
+        let start = ring.in_prod.load(Relaxed);
+        let room = ring.r#in.len() as u32 - start.wrapping_sub(ring.in_cons.load(Acquire)).min(ring.r#in.len() as u32);
+        let mut at = start;
+        for &byte in text.iter().take(room as usize) {
+            ring.r#in[at as usize % ring.r#in.len()].store(byte, Relaxed);
+            at = at.wrapping_add(1);
+        }
+        // The bytes before the index that publishes them.
+        ring.in_prod.store(at, Release);
+        self.notify();
+    }
+
+    fn notify(&self) {
+        let _ = event_channel::send(&Bare, self.domain.console);
+    }
+}
+
+impl Drop for Terminal<'_> {
+    fn drop(&mut self) {
+        if !self.line.is_empty() {
+            println!("domU: {}", self.line);
+        }
+    }
 }
