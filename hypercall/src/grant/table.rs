@@ -89,6 +89,8 @@ pub struct GrantStats {
     pub leaked_refs: u32,
     /// Pages that are lost.
     pub leaked_pages: u32,
+    /// References that were ever given up while a peer mapped them.
+    pub given_up: u32,
     /// How often the table was enlarged.
     pub grown: u32,
 }
@@ -206,9 +208,7 @@ impl<P: Platform> Inner<P> {
     fn grow(&self, state: &mut State<P>, lacking: usize) -> Result<(), GrantError> {
         let entries = self.entries.load(Relaxed);
         let have = entries / PER_FRAME;
-        // The reserved entries of the first frame are no use to anybody.
-        let reserved = if have == 0 { GNTTAB_NR_RESERVED_ENTRIES as usize } else { 0 };
-        let more = lacking.saturating_add(reserved).div_ceil(PER_FRAME as usize);
+        let more = lacking.div_ceil(PER_FRAME as usize);
         let want = (have as usize).saturating_add(more);
         if want > self.max_frames as usize {
             return Err(GrantError::TableFull { entries });
@@ -326,11 +326,13 @@ unsafe impl<P: Platform> Grants for GrantTable<P> {
         } else {
             state.quarantine.push(held);
         }
-        let total = state.stats.leaked_refs as usize + kept + refs;
+        let before = state.stats.given_up;
+        let given_up = before.saturating_add(refs as u32);
+        state.stats.given_up = given_up;
         drop(state);
         drop(freed);
-        // A peer can bring this about as often as its device is attached: fewer lines the longer it goes on.
-        if (total - refs).checked_ilog2() != total.checked_ilog2() {
+        // A peer can bring this about as often as its device is attached, so a line comes only when the count has doubled.
+        if before.checked_ilog2() != given_up.checked_ilog2() {
             let fate = if leaked { "leaked" } else { "quarantined" };
             self.0.platform.log(
                 Level::Error,

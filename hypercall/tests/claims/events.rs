@@ -181,6 +181,39 @@ fn an_event_taken_by_polling_leaves_the_port_unmasked() {
 }
 
 #[test]
+fn an_event_taken_by_polling_during_the_scan_leaves_the_port_unmasked() {
+    let (fake, events) = channels();
+    let ports = offer(&events, 2);
+    fake.signal(ports[0]);
+    fake.signal(ports[1]);
+    let mut seen = Vec::new();
+    events.dispatch(0, |event| {
+        seen.push(event.port);
+        events.take(ports[1]);
+    });
+    assert_eq!(seen, [ports[0]]);
+    fake.signal(ports[1]);
+    assert_eq!(served(&events, 0), [ports[1].0]);
+}
+
+#[test]
+fn an_event_that_was_taken_can_be_passed_on_to_the_dispatcher() {
+    let (fake, events) = channels();
+    let port = offer(&events, 1)[0];
+    fake.signal(port);
+    assert!(events.take(port));
+    served(&events, 0);
+    events.raise(port);
+    assert!(events.upcall_pending(0));
+    assert_eq!(served(&events, 0), [port.0]);
+    // On a masked port it waits for the handler, as a signal would.
+    events.raise(port);
+    assert_eq!(served(&events, 0), []);
+    events.unmask(port);
+    assert_eq!(served(&events, 0), [port.0]);
+}
+
+#[test]
 fn a_late_event_of_a_closed_port_is_known() {
     let (fake, events) = channels();
     let port = offer(&events, 1)[0];

@@ -34,8 +34,9 @@ pub(crate) struct Fault {
 pub(crate) struct State {
     /// Own memory and address space: first address, pages.
     regions: BTreeMap<usize, (Region, usize)>,
-    /// Own memory by frame, for copies.
+    /// Own memory by frame, for copies, and the other way round.
     frames: HashMap<u64, usize>,
+    frame_of: HashMap<usize, u64>,
     next_frame: u64,
     /// What is mapped where, page by page.
     mappings: HashMap<usize, NonNull<u8>>,
@@ -458,6 +459,7 @@ unsafe impl Platform for Fake {
                 state.next_frame += 7;
                 let frame = state.next_frame;
                 state.frames.insert(frame, address + index * PAGE);
+                state.frame_of.insert(address + index * PAGE, frame);
             }
         }
         Some(va)
@@ -468,7 +470,11 @@ unsafe impl Platform for Fake {
         let mut state = self.state();
         assert_eq!(state.regions.remove(&address), Some((region, pages)));
         let range = address..address + pages * PAGE;
-        state.frames.retain(|_, page| !range.contains(page));
+        for page in range.clone().step_by(PAGE) {
+            if let Some(frame) = state.frame_of.remove(&page) {
+                state.frames.remove(&frame);
+            }
+        }
         assert!(!state.mappings.keys().any(|page| range.contains(page)), "freed while something is mapped there");
         // SAFETY: `alloc` got it with this layout.
         unsafe { dealloc(va.as_ptr(), layout(pages)) };
@@ -476,8 +482,7 @@ unsafe impl Platform for Fake {
 
     fn gfn_of(&self, va: NonNull<u8>) -> Gfn {
         let page = va.as_ptr().addr() & !(PAGE - 1);
-        let state = self.state();
-        Gfn(*state.frames.iter().find(|(_, address)| **address == page).expect("own memory").0)
+        Gfn(self.state().frame_of[&page])
     }
 
     fn mapped(&self, va: NonNull<u8>) -> NonNull<u8> {
