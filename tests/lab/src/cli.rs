@@ -3,20 +3,25 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
-use crate::{fast, linux, setup};
+use crate::{demo, fast, linux, setup};
 
 /// Xen PV drivers in Rust, at work
 #[derive(Debug, Parser)]
-#[command(name = "xenlab", version)]
+#[command(name = "xenlab", version, args_conflicts_with_subcommands = true)]
 struct Cli {
+    /// Without a command, the demo is run.
+    #[command(flatten)]
+    demo: demo::Args,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Copies a disk image between two domains of the mock hypervisor, and shows what it cost (the default)
+    Demo(demo::Args),
     /// Real Xen under QEMU
     #[command(subcommand)]
     Xen(Xen),
@@ -44,7 +49,8 @@ pub(crate) fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
-        None => Ok(Cli::command().print_help()?),
+        None => demo::run(&cli.demo),
+        Some(Command::Demo(args)) => demo::run(args),
         Some(Command::Xen(Xen::Setup)) => setup::run(),
         Some(Command::Xen(Xen::Fast(args))) => fast::run(args),
         Some(Command::Xen(Xen::Linux(args))) => linux::run(args),
@@ -53,6 +59,8 @@ fn run(cli: &Cli) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
     #[test]

@@ -2,6 +2,7 @@
 //! the guest that `xenlab` boots.
 //!
 //! ```text
+//! xenlab [demo]                 copies a disk image between two domains of the mock
 //! xenlab xen setup              everything that real Xen needs, once, in the user's cache folder
 //! xenlab xen fast [SCENARIO]    the guest as dom0: both ends of each device in one domain
 //! xenlab xen linux --disk IMAGE the guest as domU of a Linux dom0
@@ -20,9 +21,13 @@ mod cpio;
 #[cfg(not(target_os = "none"))]
 mod crash;
 #[cfg(not(target_os = "none"))]
+mod demo;
+#[cfg(not(target_os = "none"))]
 mod fast;
 #[cfg(not(target_os = "none"))]
 mod guest;
+#[cfg(not(target_os = "none"))]
+mod image;
 #[cfg(not(target_os = "none"))]
 mod linux;
 #[cfg(not(target_os = "none"))]
@@ -31,6 +36,11 @@ mod process;
 mod qemu;
 #[cfg(not(target_os = "none"))]
 mod setup;
+
+/// Counts allocations, so that the demo can say how many there are on the data path.
+#[cfg(not(target_os = "none"))]
+#[global_allocator]
+static ALLOCATOR: mock::alloc::Counting = mock::alloc::Counting;
 
 #[cfg(not(target_os = "none"))]
 fn main() -> std::process::ExitCode {
