@@ -97,11 +97,9 @@ impl Store {
         assert!(done.is_ok(), "xenstored refused {payload:?}: {done:?}");
     }
 
-    /// Takes note that a domain is gone.
+    /// Takes note that a domain is gone; the daemon disconnects it.
     pub(crate) fn close(&mut self, dom: DomId) {
-        if let Some(link) = self.links.remove(&dom) {
-            self.daemon.disconnect(link.conn);
-        }
+        self.links.remove(&dom);
         self.daemon.release(dom);
     }
 

@@ -116,6 +116,30 @@ fn a_ring_whose_indices_lie_is_served_no_more() {
     assert_eq!(other.store.read_text(Tx::NONE, "domid"), Ok("2".into()), "others are not harmed");
 }
 
+/// Puts bytes into the ring as a domain's own client would.
+fn put(node: &Node, bytes: &[u8]) {
+    let ring = ring(node);
+    let start = ring.req_prod.load(SeqCst);
+    for (index, byte) in bytes.iter().enumerate() {
+        ring.req[(start as usize + index) % 1024].store(*byte, SeqCst);
+    }
+    ring.req_prod.store(start + bytes.len() as u32, SeqCst);
+    hypercall::call::event_channel::send(&node.platform, node.store.port()).expect("bound");
+}
+
+#[test]
+fn many_requests_behind_one_event_are_all_answered() {
+    let machine = Machine::deterministic(6);
+    let node = machine.boot();
+    // READ "domid", 40 times: more than the daemon takes of a client at once.
+    let header = |id: u32| [2, id, 0, 6].map(u32::to_ne_bytes).concat();
+    let requests: Vec<u8> = (0..40).flat_map(|id| [header(id), b"domid\0".to_vec()].concat()).collect();
+    let before = ring(&node).rsp_prod.load(SeqCst);
+    put(&node, &requests);
+    machine.settle();
+    assert_eq!(ring(&node).rsp_prod.load(SeqCst) - before, 40 * 17);
+}
+
 #[test]
 fn a_message_longer_than_the_wire_allows_ends_the_service() {
     let machine = Machine::deterministic(6);
@@ -123,15 +147,9 @@ fn a_message_longer_than_the_wire_allows_ends_the_service() {
     // A header that announces 4097 bytes.
     let header = [2_u32, 1, 0, 4097].map(u32::to_ne_bytes).concat();
     assert_eq!(header.len(), size_of::<XsdSockmsg>());
-    let ring = ring(&node);
-    let start = ring.req_prod.load(SeqCst);
-    for (index, byte) in header.iter().enumerate() {
-        ring.req[(start as usize + index) % 1024].store(*byte, SeqCst);
-    }
-    ring.req_prod.store(start + 16, SeqCst);
-    hypercall::call::event_channel::send(&node.platform, node.store.port()).expect("bound");
+    put(&node, &header);
     machine.settle();
-    assert_eq!(ring.error.load(SeqCst), XENSTORE_ERROR_PROTO);
+    assert_eq!(ring(&node).error.load(SeqCst), XENSTORE_ERROR_PROTO);
 }
 
 #[test]
