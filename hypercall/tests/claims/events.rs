@@ -259,6 +259,24 @@ fn a_port_that_moves_to_another_vcpu_takes_its_event_along() {
 }
 
 #[test]
+fn an_event_that_comes_in_the_middle_of_a_move_is_not_lost() {
+    let (fake, events) = channels();
+    let port = offer(&events, 1)[0];
+    fake.signal(port);
+    assert_eq!(served(&events, 0), [port.0]);
+    // Xen has moved the port, and before this domain has taken note of it, the handler ends and the next event comes.
+    let (elsewhere, other) = (events.clone(), fake.clone());
+    fake.state().after_bind_vcpu = Some(Box::new(move || {
+        elsewhere.unmask(port);
+        other.signal(port);
+        assert_eq!(served(&elsewhere, 2), []);
+    }));
+    events.bind_vcpu(port, 2).unwrap();
+    assert!(events.upcall_pending(2));
+    assert_eq!(served(&events, 2), [port.0]);
+}
+
+#[test]
 fn an_interrupt_between_vcpus_arrives_where_it_was_bound() {
     let (fake, events) = channels();
     let port = events.bind_ipi(5).unwrap();

@@ -50,6 +50,8 @@ pub(crate) struct State {
     next_handle: u32,
     pub(crate) unmap_refused: bool,
     ports: Vec<PortState>,
+    /// What happens elsewhere right after the next move of a port to another vcpu.
+    pub(crate) after_bind_vcpu: Option<Box<dyn FnOnce() + Send>>,
     pub(crate) sent: Vec<Port>,
     pub(crate) faults: Vec<Fault>,
     pub(crate) calls: HashMap<(usize, u32), usize>,
@@ -245,6 +247,8 @@ impl Fake {
                 EVTCHNOP_bind_vcpu => {
                     let arg = at::<EvtchnBindVcpu>(arg);
                     self.state().ports[arg.port.0 as usize].vcpu = arg.vcpu;
+                    let meanwhile = self.state().after_bind_vcpu.take();
+                    meanwhile.into_iter().for_each(|happen| happen());
                 }
                 EVTCHNOP_close => {
                     let port = at::<EvtchnClose>(arg).port.0 as usize;
