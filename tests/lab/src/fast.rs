@@ -49,7 +49,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let options = format!("dom0_mem=512M,max:512M dom0_max_vcpus={} guest_loglvl=all", args.vcpus);
     let mut machine = Machine::new(&beds, args.vcpus.max(2), &options);
-    machine.boot(elf, &line, None);
+    // Once more, for programs that build a second domain.
+    let second = elf.try_clone()?;
+    machine.boot(elf, &line, Some(second));
 
     let spinner = ProgressBar::new_spinner().with_message("Xen boots");
     spinner.enable_steady_tick(Duration::from_millis(100));
