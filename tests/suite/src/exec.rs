@@ -35,9 +35,15 @@ pub trait World {
 
     /// Chooses one of `count`, by the seed: which program runs next.
     fn choose(&mut self, count: usize) -> usize;
+
+    /// How long nothing may happen before the programs count as stuck, in nanoseconds. Longer where somebody outside decides
+    /// when something happens.
+    fn patience_ns(&self) -> u64 {
+        PATIENCE_NS
+    }
 }
 
-/// How long nothing may happen before a scenario counts as stuck, in nanoseconds.
+/// How long nothing may happen before a scenario counts as stuck, in nanoseconds, unless its [`World`] has more patience.
 pub const PATIENCE_NS: u64 = 10_000_000_000;
 
 struct Woken(AtomicBool);
@@ -84,18 +90,23 @@ pub fn run<P: Platform>(nodes: &[Node<P>], world: &mut impl World, programs: Vec
             idle_since = None;
             continue;
         }
-        wait(nodes, &running, &mut idle_since)?;
+        wait(nodes, &running, &mut idle_since, world.patience_ns())?;
     }
     Ok(())
 }
 
 /// Nobody has anything to do: waits for the outside, which on a deterministic bed is nothing but the clock.
-fn wait<P: Platform>(nodes: &[Node<P>], running: &[Program<'_>], idle_since: &mut Option<u64>) -> Result<(), Failure> {
+fn wait<P: Platform>(
+    nodes: &[Node<P>],
+    running: &[Program<'_>],
+    idle_since: &mut Option<u64>,
+    patience_ns: u64,
+) -> Result<(), Failure> {
     let Some(node) = nodes.first() else { return Ok(()) };
     let platform = &node.own().platform;
     let now = platform.now_ns();
     let since = *idle_since.get_or_insert(now);
-    if now.saturating_sub(since) > PATIENCE_NS {
+    if now.saturating_sub(since) > patience_ns {
         let names: Vec<&str> = running.iter().map(|program| program.name).collect();
         return Err(Failure(format!("stuck: {} wait(s) for something that doesn't come", names.join(", "))));
     }

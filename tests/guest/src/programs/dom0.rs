@@ -13,7 +13,7 @@ use hypercall::DomId;
 use hypercall::event::Events;
 use sha2::{Digest, Sha256};
 use suite::block::{Memory, XVDA, disk, hex, serve};
-use suite::exec::{Program, run as run_programs};
+use suite::exec::{Program, World, run as run_programs};
 use suite::node::Node;
 use suite::scenarios::noise;
 use suite::toolstack::NewDevice;
@@ -21,12 +21,32 @@ use suite::{Context, Failure, ensure};
 use xbd::SECTOR;
 use xenbus::store::{Perm, Store, StoreError, Tx};
 
-use super::fast::{Fast, node};
+use super::fast::node;
 use super::pair::{Terminal, finish, start};
 use super::{Args, linux};
 use crate::bare::services;
 use crate::domu::{DomU, Ended};
 use crate::{Bare, local_store};
+
+/// How long the second domain may be silent: it hashes its disk.
+const PATIENCE_NS: u64 = 60_000_000_000;
+
+/// The world around the programs: the store daemon.
+struct Dom0;
+
+impl World for Dom0 {
+    fn pump(&mut self) -> bool {
+        local_store::pump()
+    }
+
+    fn choose(&mut self, _: usize) -> usize {
+        0
+    }
+
+    fn patience_ns(&self) -> u64 {
+        PATIENCE_NS
+    }
+}
 
 /// What is typed at the second domain's console.
 const TYPED: &str = "typed in dom0";
@@ -83,7 +103,7 @@ fn play(node: &Node<Bare>, domain: &DomU, contents: Contents) -> Result<Ended, F
         Ok(())
     };
     let programs = vec![Program::new("terminal", terminal), Program::new("server", server)];
-    run_programs(core::slice::from_ref(node), &mut Fast::new(1), programs)?;
+    run_programs(core::slice::from_ref(node), &mut Dom0, programs)?;
     let store = store.ok_or(Failure::new("the server has not ended"))?;
     ensure(store.bytes() == after, "the disk holds other bytes than it should")?;
     ended.ok_or(Failure::new("the domain has not ended"))

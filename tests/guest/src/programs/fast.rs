@@ -16,14 +16,8 @@ use crate::memory::pages;
 use crate::{Bare, local_store, println};
 
 /// The world around the programs: the store daemon, and chance.
-pub(super) struct Fast {
+struct Fast {
     state: u64,
-}
-
-impl Fast {
-    pub(super) fn new(seed: u64) -> Self {
-        Self { state: seed }
-    }
 }
 
 impl World for Fast {
@@ -78,7 +72,7 @@ pub(super) fn node(services: &Services) -> Result<Node<Bare>, String> {
 }
 
 fn run_one(scenario: &Scenario<Bare, Fast>, node: &Node<Bare>, seed: u64) -> Result<(), String> {
-    let mut world = Fast::new(seed);
+    let mut world = Fast { state: seed };
     let (toolstack, front, back) = (node.clone(), node.clone(), node.clone());
     let mut bed = Bed { toolstack, front, back, world: &mut world, seed };
     let lines = (scenario.run)(&mut bed).map_err(|failure| failure.to_string())?;
