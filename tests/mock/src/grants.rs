@@ -5,8 +5,7 @@
 //! is checked against what is mapped there, and one of 0 unmaps nothing.
 
 use std::collections::BTreeMap;
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 
 use hypercall::mem::{PAGE_SIZE, Shared};
 use hypercall::{DomId, Mfn};
@@ -106,25 +105,17 @@ impl State {
         }
     }
 
-    /// Returns where an entry is, which must be one of the table.
-    fn entry(&mut self, dom: DomId, gref: u32) -> NonNull<GrantEntryV1> {
+    /// Returns an entry, which must be one of the table.
+    fn entry(&mut self, dom: DomId, gref: u32) -> &GrantEntryV1 {
         let (frame, index) = (gref as usize / ENTRIES, gref as usize % ENTRIES);
         let mfn = self.dom(dom).grants.frames[frame];
-        // SAFETY: inside the frame, which is page aligned.
-        unsafe { self.frames.ptr(mfn).cast::<GrantEntryV1>().add(index) }
-    }
-
-    /// Returns the flags and the domain id of an entry as the one word that Xen changes at once.
-    fn header(&mut self, dom: DomId, gref: u32) -> &AtomicU32 {
-        // SAFETY: the two fields are the first word of an entry, aligned to 8; all access to it is atomic.
-        unsafe { AtomicU32::from_ptr(self.entry(dom, gref).as_ptr().cast()) }
+        // SAFETY: inside the frame, which is page aligned and lives as long as the machine; an entry is nothing but atomics.
+        unsafe { self.frames.ptr(mfn).cast::<GrantEntryV1>().add(index).as_ref() }
     }
 
     /// Writes an entry on the owner's behalf, as the toolstack does for the console's and the store's ring.
     pub(crate) fn write_entry(&mut self, dom: DomId, gref: u32, user: DomId, mfn: Mfn) {
         let entry = self.entry(dom, gref);
-        // SAFETY: an entry of the table, of nothing but atomics.
-        let entry = unsafe { entry.as_ref() };
         entry.frame.store(mfn.0 as u32, SeqCst);
         entry.domid.store(user.0, SeqCst);
         entry.flags.store(GTF_permit_access, SeqCst);
@@ -136,8 +127,6 @@ impl State {
         let mut granted = BTreeMap::new();
         for gref in 0..entries as u32 {
             let entry = self.entry(dom, gref);
-            // SAFETY: an entry of the table, of nothing but atomics.
-            let entry = unsafe { entry.as_ref() };
             if entry.flags.load(SeqCst) & GTF_type_mask == GTF_permit_access {
                 granted.insert(Mfn(u64::from(entry.frame.load(SeqCst))), gref);
             }
@@ -146,22 +135,23 @@ impl State {
     }
 
     /// Says in the entry that the grant is used, if it may be used so.
+    ///
+    /// Xen changes flags and domain in one word. Here it is the flags alone, which the owner changes too, so that all access
+    /// to a field has one size, as Miri wants it; the domain is looked at again afterwards.
     fn set_status(&mut self, wanted: Wanted, pinned: bool) -> Result<(), i16> {
-        let header = self.header(wanted.owner, wanted.gref);
-        let mut seen = header.load(SeqCst);
+        let entry = self.entry(wanted.owner, wanted.gref);
+        let marks = if wanted.readonly { GTF_reading } else { GTF_reading | GTF_writing };
+        let is_for_user = || pinned || entry.domid.load(SeqCst) == wanted.user.0;
+        let mut flags = entry.flags.load(SeqCst);
         for _ in 0..UNSTABLE_TRIES {
-            let (flags, user) = (seen as u16, (seen >> 16) as u16);
-            let permits = flags & (GTF_type_mask | GTF_sub_page) == GTF_permit_access && user == wanted.user.0;
-            if !pinned && !permits {
+            let permits = pinned || flags & (GTF_type_mask | GTF_sub_page) == GTF_permit_access;
+            if !permits || !is_for_user() || (!wanted.readonly && flags & GTF_readonly != 0) {
                 return Err(GNTST_general_error);
             }
-            if !wanted.readonly && flags & GTF_readonly != 0 {
-                return Err(GNTST_general_error);
-            }
-            let marks = if wanted.readonly { GTF_reading } else { GTF_reading | GTF_writing };
-            match header.compare_exchange(seen, seen | u32::from(marks), SeqCst, SeqCst) {
-                Ok(_) => return Ok(()),
-                Err(now) => seen = now,
+            match entry.flags.compare_exchange(flags, flags | marks, SeqCst, SeqCst) {
+                Ok(_) if is_for_user() => return Ok(()),
+                Ok(_) => flags = entry.flags.fetch_and(!marks, SeqCst) & !marks,
+                Err(now) => flags = now,
             }
         }
         Err(GNTST_general_error)
@@ -177,7 +167,7 @@ impl State {
         if !wanted.readonly && active.is_none_or(|active| !active.is_written()) {
             marks |= GTF_writing;
         }
-        self.header(wanted.owner, wanted.gref).fetch_and(!u32::from(marks), SeqCst);
+        self.entry(wanted.owner, wanted.gref).flags.fetch_and(!marks, SeqCst);
     }
 
     /// Counts a use of a grant; `kinds` are indices into the pins. The frame comes back.
@@ -197,9 +187,7 @@ impl State {
         let mut active = match active {
             Some(active) => active,
             None => {
-                let entry = self.entry(owner, gref);
-                // SAFETY: an entry of the table, of nothing but atomics.
-                let mfn = Mfn(u64::from(unsafe { entry.as_ref() }.frame.load(SeqCst)));
+                let mfn = Mfn(u64::from(self.entry(owner, gref).frame.load(SeqCst)));
                 if self.frames.owner(mfn) != Some(owner) || self.dom(owner).is_dead() {
                     self.reduce_status(wanted);
                     return Err(GNTST_bad_page);
