@@ -118,7 +118,9 @@ impl<P: Platform> Pages<P> {
 
     /// Gives up the pages for ever: nobody frees them. The last resort for a page that a peer still maps.
     pub fn leak(self) {
-        core::mem::forget(self);
+        let this = core::mem::ManuallyDrop::new(self);
+        // SAFETY: read once, and `this` is neither used nor dropped after. Only the pages are lost, not the handle too.
+        drop(unsafe { core::ptr::read(&this.platform) });
     }
 }
 
@@ -155,6 +157,15 @@ impl<P: Platform> PageBuf<P> {
         self.len == 0
     }
 
+    /// Makes it `len` bytes long, within the pages that it has: a buffer that is used again for something shorter, or longer.
+    ///
+    /// # Panics
+    /// If its pages are fewer.
+    pub fn set_len(&mut self, len: usize) {
+        assert!(len <= self.pages.count() * PAGE_SIZE, "{len} bytes in {} page(s)", self.pages.count());
+        self.len = len;
+    }
+
     /// Returns a view of its bytes.
     pub fn shared(&self) -> Shared<'_> {
         self.pages.shared().slice(0, self.len)
@@ -164,7 +175,7 @@ impl<P: Platform> PageBuf<P> {
 // SAFETY: the pages are owned by the buffer, freed when it is dropped, and seen through atomics only.
 unsafe impl<P: Platform> Buffer for PageBuf<P> {
     fn segments(&self) -> impl Iterator<Item = Segment> {
-        (0..self.pages.count()).map(|index| Segment {
+        (0..self.len.div_ceil(PAGE_SIZE)).map(|index| Segment {
             gfn: self.pages.gfn(index),
             offset: 0,
             len: (self.len - index * PAGE_SIZE).min(PAGE_SIZE) as u16,

@@ -66,6 +66,13 @@ impl<'a> Local<'a> {
         self.len
     }
 
+    /// Returns the place without its first `bytes`; nothing if it has no more than those.
+    #[must_use]
+    pub const fn skip(self, bytes: u16) -> Self {
+        let bytes = if bytes < self.len { bytes } else { self.len };
+        Self { offset: self.offset + bytes, len: self.len - bytes, ..self }
+    }
+
     /// Tells whether there is no byte.
     pub const fn is_empty(self) -> bool {
         self.len == 0

@@ -114,7 +114,7 @@ impl<B: Buffer, const N: usize> Loan<B, N> {
 /// A buffer that the peer never gave back. It can be looked at, to report its request as failed; dropping this leaks it.
 #[derive(Debug)]
 #[must_use = "its owner waits for the completion"]
-pub struct Held<B: Buffer>(ManuallyDrop<B>);
+pub struct Held<B: Buffer>(pub(super) ManuallyDrop<B>);
 
 impl<B: Buffer> Held<B> {
     /// Returns the buffer, to be looked at only.

@@ -16,6 +16,7 @@
 
 mod copy;
 mod loan;
+mod loans;
 mod map;
 mod shared;
 mod status;
@@ -23,6 +24,7 @@ mod table;
 
 pub use copy::{CopyBatch, CopyError, Foreign, Local};
 pub use loan::{Held, LendError, Loan};
+pub use loans::LoanTable;
 pub use map::{MapError, MapRequest, UnmapError, Window};
 pub use shared::SharedPages;
 pub use status::GrantStatus;

@@ -253,6 +253,7 @@ fn a_loan_keeps_the_buffer_while_one_segment_is_mapped() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "what is held for ever is a leak")]
 fn a_dissolved_loan_holds_a_mapped_buffer_for_ever_and_its_references_until_they_are_free() {
     let (fake, table) = table();
     let mut loan = Loan::<PageBuf<Fake>, 3>::new(&table).unwrap();
