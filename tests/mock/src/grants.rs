@@ -122,16 +122,15 @@ impl State {
     }
 
     /// Returns the references by which a domain grants access to a frame at the moment.
-    pub(crate) fn grants_of(&mut self, dom: DomId) -> BTreeMap<Mfn, u32> {
-        let entries = self.dom(dom).grants.entries();
-        let mut granted = BTreeMap::new();
-        for gref in 0..entries as u32 {
-            let entry = self.entry(dom, gref);
-            if entry.flags.load(SeqCst) & GTF_type_mask == GTF_permit_access {
-                granted.insert(Mfn(u64::from(entry.frame.load(SeqCst))), gref);
-            }
-        }
-        granted
+    pub(crate) fn grants_of(&self, dom: DomId) -> BTreeMap<Mfn, u32> {
+        let frames = self.domains.get(&dom).map(|dom| dom.grants.frames.as_slice()).unwrap_or_default();
+        let entries = frames.iter().flat_map(|mfn| {
+            // SAFETY: a frame of the table, which lives as long as the machine; entries are nothing but atomics.
+            unsafe { self.frames.ptr(*mfn).cast::<[GrantEntryV1; ENTRIES]>().as_ref() }
+        });
+        let granted =
+            (0..).zip(entries).filter(|(_, entry)| entry.flags.load(SeqCst) & GTF_type_mask == GTF_permit_access);
+        granted.map(|(gref, entry)| (Mfn(u64::from(entry.frame.load(SeqCst))), gref)).collect()
     }
 
     /// Says in the entry that the grant is used, if it may be used so.
