@@ -16,6 +16,14 @@
 //!
 //! Start at [`Machine`]. Rules and error numbers are those of Xen 4.17; a hypercall that the mock doesn't know is `-ENOSYS`.
 //!
+//! # What it doesn't have
+//!
+//! FIFO event channels, grant tables of version 2, transfer, page tables (so no `GNTMAP_contains_pte`), physical interrupts,
+//! upcalls, a second vcpu that runs, suspend. `SCHEDOP_shutdown` returns, since the domain's threads have to end somewhere.
+//! A pointer is refused only if no guest could have it: a wrong one is the test's own fault.
+//!
+//! # Where what is
+//!
 //! | what | where |
 //! |---|---|
 //! | domains, clock, steps, violations and leaks | [`Machine`] |
