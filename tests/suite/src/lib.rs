@@ -69,3 +69,8 @@ impl<T, E: fmt::Display> Context<T> for Result<T, E> {
 pub fn ensure(holds: bool, claim: impl fmt::Display) -> Result<(), Failure> {
     if holds { Ok(()) } else { Err(Failure::new(claim)) }
 }
+
+/// The examples of docs/testing.md are run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/testing.md")]
+mod testing {}
