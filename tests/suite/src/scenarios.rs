@@ -40,6 +40,9 @@ impl<P: Platform, W: World> Bed<'_, P, W> {
     }
 }
 
+/// How a scenario runs in a bed.
+pub type Run<P, W> = fn(&mut Bed<'_, P, W>) -> Result<Vec<String>, Failure>;
+
 /// A scenario: its name, what it shows, and how it runs. It returns lines for whoever watches.
 pub struct Scenario<P: Platform, W: World> {
     /// Its name on command lines.
@@ -47,7 +50,7 @@ pub struct Scenario<P: Platform, W: World> {
     /// What it shows.
     pub about: &'static str,
     /// Runs it.
-    pub run: fn(&mut Bed<'_, P, W>) -> Result<Vec<String>, Failure>,
+    pub run: Run<P, W>,
 }
 
 /// Returns all scenarios.
