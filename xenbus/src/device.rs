@@ -49,6 +49,19 @@ pub enum State {
     Reconfigured,
 }
 
+/// What the toolstack wants of a back end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Serve.
+    Stay,
+    /// Close; the front end may come back.
+    Close,
+    /// Close, and remove the directory.
+    Leave,
+    /// The directory is removed already: let go of everything, and write nothing any more.
+    Gone,
+}
+
 /// All states, each at the place of its number.
 const STATES: [State; 9] = [
     State::Unknown,
@@ -170,9 +183,19 @@ impl<S: Store> Device<S> {
     /// Reads the state of the other end: [`State::Unknown`] if it has none.
     ///
     /// # Errors
-    /// [`StoreError`]; [`Cause::BadValue`] if it is garbage.
+    /// [`StoreError`]; [`Cause::BadValue`] if it is garbage, unless we are closing: an end that talks rubbish is as good as gone
+    /// then.
     pub fn other_state(&self) -> Result<State, StoreError> {
-        Ok(self.read_other_if_there(Tx::NONE, "state")?.unwrap_or(State::Unknown))
+        match self.read_other_if_there(Tx::NONE, "state") {
+            Ok(state) => Ok(state.unwrap_or(State::Unknown)),
+            Err(StoreError { cause: Cause::BadValue(_), .. }) if self.is_closing() => Ok(State::Unknown),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Tells whether the own state is one of those at the end.
+    pub const fn is_closing(&self) -> bool {
+        matches!(self.state, State::Closing | State::Closed)
     }
 
     /// Writes the own state.
@@ -185,22 +208,17 @@ impl<S: Store> Device<S> {
         Ok(())
     }
 
-    /// Back end: tells whether the toolstack wants the device to go: it has written "closing" into our own state, or the
-    /// directory is not there any more.
+    /// Back end: tells what the toolstack wants. It asks for the end by writing "closing" into our own state and 0 into `online`.
+    /// What we write ourselves may hide the first from us, never the second.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn close_requested(&self) -> Result<bool, StoreError> {
-        let state: Option<State> = self.read_own_if_there(Tx::NONE, "state")?;
-        Ok(matches!(state, None | Some(State::Closing)))
-    }
-
-    /// Back end: tells whether the toolstack wants the device to stay when the front end goes, for it to come back.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn online(&self) -> Result<bool, StoreError> {
-        Ok(self.read_own_if_there(Tx::NONE, "online")? == Some(1u32))
+    pub fn wish(&self) -> Result<Wish, StoreError> {
+        let Some(state) = self.read_own_if_there::<State>(Tx::NONE, "state")? else { return Ok(Wish::Gone) };
+        if self.read_own_if_there(Tx::NONE, "online")? != Some(1u32) {
+            return Ok(Wish::Leave);
+        }
+        Ok(if state == State::Closing { Wish::Close } else { Wish::Stay })
     }
 
     /// Reads one of the other end's nodes.
@@ -235,12 +253,12 @@ impl<S: Store> Device<S> {
         self.store.write_text(tx, &format!("{}/{node}", self.path), value)
     }
 
-    /// Removes the own directory: a back end's last deed.
+    /// Removes the own directory, if it is still there: a back end's last deed.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn remove(&self) -> Result<(), StoreError> {
-        self.store.rm(Tx::NONE, &self.path)
+        self.store.rm(Tx::NONE, &self.path).or_else(|error| if error.is_absent() { Ok(()) } else { Err(error) })
     }
 
     /// Tells the toolstack what went wrong, in the node `error/PATH/error` of the domain. It is no more than a message: that it

@@ -6,13 +6,16 @@
 //! | [`store`] | the store as drivers use it, and our client |
 //! | [`device`] | the state machine of a split device, its two ends, hot plug |
 //! | [`ring`] | message rings (front, back) and byte rings |
+//! | [`Rate`] | a bound on what a peer can make us say |
 #![no_std]
 
 extern crate alloc;
 
 pub mod device;
 pub mod domain;
+mod rate;
 pub mod ring;
 pub mod store;
 
 pub use domain::Domain;
+pub use rate::Rate;

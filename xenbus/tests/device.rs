@@ -4,7 +4,7 @@ mod common;
 
 use common::{Client, World};
 use hypercall::DomId;
-use xenbus::device::{Device, Enumerator, Hotplug, State};
+use xenbus::device::{Device, Enumerator, Hotplug, State, Wish};
 use xenbus::store::{Cause, Perm, Store, Tx};
 
 const FRONT: &str = "/local/domain/1/device/vbd/51712";
@@ -83,7 +83,7 @@ fn each_end_finds_the_other_and_sees_its_state() {
 #[test]
 fn other_end_that_vanishes_or_talks_rubbish_is_seen() {
     let bed = Bed::new();
-    let front = Device::front(&bed.front, FRONT_PATH).unwrap();
+    let mut front = Device::front(&bed.front, FRONT_PATH).unwrap();
     front.changed();
     for garbage in ["9", "-1", "four", "", "4 4", "18446744073709551616"] {
         bed.toolstack.write_text(Tx::NONE, &format!("{BACK}/state"), garbage).unwrap();
@@ -91,6 +91,11 @@ fn other_end_that_vanishes_or_talks_rubbish_is_seen() {
     }
     bed.settle();
     assert!(front.changed());
+    // To one that is closing it is as good as gone.
+    for state in [State::Closing, State::Closed] {
+        front.switch(state).unwrap();
+        assert_eq!(front.other_state().unwrap(), State::Unknown);
+    }
     bed.toolstack.rm(Tx::NONE, BACK).unwrap();
     bed.settle();
     assert!(front.changed());
@@ -123,20 +128,30 @@ fn back_end_serves_whom_the_toolstack_says_whatever_the_front_end_writes() {
 #[test]
 fn toolstack_ends_a_device_by_the_back_ends_own_nodes() {
     let bed = Bed::new();
-    let back = Device::back(&bed.back, BACK_PATH).unwrap();
+    let mut back = Device::back(&bed.back, BACK_PATH).unwrap();
     back.changed();
-    assert!(back.online().unwrap() && !back.close_requested().unwrap());
-    bed.toolstack.write_text(Tx::NONE, &format!("{BACK}/online"), 0).unwrap();
-    bed.toolstack.write_text(Tx::NONE, &format!("{BACK}/state"), 5).unwrap();
+    let toolstack = |node: &str, value: u32| {
+        bed.toolstack.write_text(Tx::NONE, &format!("{BACK}/{node}"), value).unwrap();
+        bed.settle();
+    };
+    assert_eq!(back.wish().unwrap(), Wish::Stay);
+    toolstack("state", 5);
+    assert!(back.changed());
+    assert_eq!(back.wish().unwrap(), Wish::Close);
+    toolstack("online", 0);
+    assert_eq!(back.wish().unwrap(), Wish::Leave);
+    // It was written over by our own step, and is seen nevertheless.
+    back.switch(State::InitWait).unwrap();
     bed.settle();
     assert!(back.changed());
-    assert!(!back.online().unwrap() && back.close_requested().unwrap());
+    assert_eq!(back.wish().unwrap(), Wish::Leave);
     back.fault(format_args!("disk {} is on fire", 7));
     let fault = format!("/local/domain/2/error/{BACK_PATH}/error");
     assert_eq!(bed.toolstack.read_text(Tx::NONE, &fault).unwrap(), "disk 7 is on fire");
     back.remove().unwrap();
     assert!(bed.toolstack.directory(Tx::NONE, BACK).unwrap_err().is_absent());
-    assert!(back.close_requested().unwrap());
+    assert_eq!(back.wish().unwrap(), Wish::Gone);
+    back.remove().unwrap();
 }
 
 #[test]

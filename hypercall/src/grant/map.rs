@@ -278,6 +278,14 @@ impl<P: Platform> Window<P> {
         if failed == 0 { Ok(()) } else { Err(UnmapError { failed }) }
     }
 
+    /// Leaves everything mapped that is, for ever: somebody may still use it who can't be told. Dropping the window loses its
+    /// address space then.
+    pub fn abandon(&mut self) {
+        for slot in self.slots.iter_mut().filter(|slot| matches!(slot, Slot::Mapped { .. })) {
+            *slot = Slot::Stuck;
+        }
+    }
+
     /// Unmaps what fits into one hypercall. Returns how many are still mapped, or may be.
     fn unmap_chunk(&mut self, ops: &mut [GnttabUnmapGrantRef], of: &[usize]) -> usize {
         if ops.is_empty() {

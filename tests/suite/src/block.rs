@@ -313,6 +313,8 @@ impl<P: Platform> Client<P> {
             if self.node.take(port) {
                 let queue = self.queue()?;
                 queue.poll(|completion| done = Some(completion.result)).context("xbd poll")?;
+            } else {
+                self.follow()?;
             }
             if done.is_none() && self.node.happened() == seen {
                 self.node.turn().await;
@@ -357,6 +359,12 @@ impl<P: Platform> Client<P> {
         self.front.close().context("xbd close")?;
         loop {
             let seen = self.node.happened();
+            if self.node.take(self.front.port())
+                && let Some(queue) = self.front.queue()
+            {
+                // What is in flight ends first. A back end that breaks the protocol meanwhile is not waited for.
+                let _ = queue.poll(drop);
+            }
             // Asked even if the other end has not moved: closing goes on by itself.
             self.front.device().changed();
             if self.front.step(drop).context("xbd step")? == front::Change::Closed {

@@ -1,14 +1,18 @@
 //! The back end: a disk that we serve, from its directory in xenstore to its removal.
 //!
 //! ```text
-//!    ours          theirs
-//!    Initialising  any                    tell what the disk is                              → InitWait
-//!    InitWait      Initialised, Connected map the ring, bind the event channel               → Connected
-//!    any           Closing                no new requests; when the store is idle            → Closing
-//!    any           Closed, gone           when the store is idle, let go of the ring         → Closed
-//!    Closing       …                      the toolstack wants it to go: it wrote our state
-//!    Closed        Initialising           they are back, and the toolstack keeps us          → InitWait
+//!    ours                 theirs
+//!    Initialising         any                     tell what the disk is                             → InitWait
+//!    InitWait             Initialised, Connected  map the ring, bind the event channel              → Connected
+//!    InitWait, Connected  Closing                 go on serving: they wait for what is in flight    → Closing
+//!    any                  Closed, gone            when the store is idle, let go of the ring        → Closed
+//!    Connected, Closing   Initialising            they have begun anew, or never began: the same    → Closed
+//!    Closed               Initialising            they are back, and the toolstack keeps us         → InitWait
 //! ```
+//!
+//! The toolstack may want the device to go at any time ([`Wish`]): then it goes to Closing, as if the front end had asked; once it is
+//! Closed, and not kept for the front end to come back, its directory is removed. A toolstack that has lost its patience removes the
+//! directory itself: everything is let go of, and nothing written any more.
 
 mod queue;
 pub mod store;
@@ -21,10 +25,10 @@ use core::fmt;
 use hypercall::event::EventError;
 use hypercall::mem::OutOfMemory;
 use hypercall::{Level, Platform, Port};
-use xenbus::device::{Device, State};
+use xenbus::device::{Device, State, Wish};
 use xenbus::ring::{MapPagesError, RingError};
 use xenbus::store::StoreError;
-use xenbus::Domain;
+use xenbus::{Domain, Rate};
 
 use crate::features::{self, Disk, NegotiationError};
 
@@ -33,11 +37,11 @@ use crate::features::{self, Disk, NegotiationError};
 pub enum Change {
     /// Nothing that the owner has to know.
     None,
-    /// The other end is there.
+    /// The other end is there. The owner calls [`Back::poll`] once: the first event may have come before it knew the port.
     Connected,
     /// The other end is gone, and nothing of it is held any more. It may come back.
     Disconnected,
-    /// The device is over: its directory is removed, the owner drops it.
+    /// The device is over: its directory is removed, nothing of the other end is held any more, the owner drops it.
     Removed,
 }
 
@@ -105,11 +109,17 @@ impl fmt::Display for BackError {
 }
 
 /// A disk that we serve to one other domain. `S` is the real disk.
+///
+/// To be dropped, or taken apart by [`into_store`](Self::into_store), when the store is idle. While the store works on something, the
+/// other end's memory that it works on stays mapped, for ever.
 pub struct Back<D: Domain, S: Store> {
     domain: D,
     device: Device<D::Store>,
     store: S,
     queue: Option<Queue<D>>,
+    /// The other end is gone, but the store still works for it.
+    waiting: bool,
+    reports: Rate,
 }
 
 impl<D: Domain, S: Store> Back<D, S> {
@@ -120,7 +130,7 @@ impl<D: Domain, S: Store> Back<D, S> {
     /// [`BackError`] if its nodes are not there or wrong.
     pub fn new(domain: &D, path: &str, store: S) -> Result<Self, BackError> {
         let device = Device::back(domain.store(), path)?;
-        Ok(Self { domain: domain.clone(), device, store, queue: None })
+        Ok(Self { domain: domain.clone(), device, store, queue: None, waiting: false, reports: Rate::default() })
     }
 
     /// Returns its place in xenstore.
@@ -133,7 +143,7 @@ impl<D: Domain, S: Store> Back<D, S> {
         &self.store
     }
 
-    /// Gives the disk back. The other end's memory is let go of.
+    /// Gives the disk back.
     pub fn into_store(self) -> S {
         self.store
     }
@@ -143,9 +153,10 @@ impl<D: Domain, S: Store> Back<D, S> {
         self.queue.as_ref().is_some_and(|queue| queue.busy() > 0)
     }
 
-    /// Tells whether [`step`](Self::step) has to go on although nobody else has moved.
+    /// Tells whether the other end is gone and only the store kept [`step`](Self::step) from letting go of it, which is idle now: to be
+    /// called once more, although nobody else has moved.
     pub fn closing(&self) -> bool {
-        self.device.state() == State::Closing && !self.store_busy()
+        self.waiting && !self.store_busy()
     }
 
     /// Returns the port whose events [`poll`](Self::poll) answers, while the other end is connected.
@@ -168,44 +179,59 @@ impl<D: Domain, S: Store> Back<D, S> {
         let Some(queue) = &mut self.queue else { return Ok(false) };
         let polled = queue.poll(&mut self.store).map_err(BackError::from);
         if let Err(error) = &polled {
-            report(&self.domain, &self.device, error);
             queue.stop();
-            // The other end's own fault; if the store fails, too, there is nobody left to tell.
-            let _ = self.device.switch(State::Closing);
+            self.fail(error);
         }
         polled
     }
 
-    /// Goes on with the life cycle. Called when [`Device::changed`] says that something has moved, and after
-    /// [`poll`](Self::poll) while the device is closing.
+    /// Goes on with the life cycle. Called when [`Device::changed`] says that something has moved, and when
+    /// [`closing`](Self::closing) says so after [`poll`](Self::poll).
     ///
     /// # Errors
     /// [`BackError`]; it was reported in the store, and the device is being closed.
     pub fn step(&mut self) -> Result<Change, BackError> {
         let done = self.advance();
         if let Err(error) = &done {
-            report(&self.domain, &self.device, error);
-            let _ = self.device.switch(State::Closing);
+            self.fail(error);
         }
         done
     }
 
+    /// Reports an error, and begins to close the device.
+    fn fail(&mut self, error: &BackError) {
+        let platform = self.domain.platform();
+        if self.reports.allows(platform.now_ns()) {
+            self.device.fault(format_args!("{error}"));
+            platform.log(Level::Error, format_args!("xbdback {}: {error}", self.device.path()));
+        }
+        // Once only: we are told of our own writes, too. If the store fails, there is nobody left to tell.
+        if !self.device.is_closing() {
+            let _ = self.device.switch(State::Closing);
+        }
+    }
+
     fn advance(&mut self) -> Result<Change, BackError> {
-        // The toolstack asks for the end by writing our own state.
-        if self.device.close_requested()? && !matches!(self.device.state(), State::Closing | State::Closed) {
-            self.stop();
+        let wish = self.device.wish()?;
+        if wish == Wish::Gone {
+            return Ok(if self.let_go() { Change::Removed } else { Change::None });
+        }
+        if wish != Wish::Stay && !self.device.is_closing() {
             self.device.switch(State::Closing)?;
         }
         match (self.device.state(), self.device.other_state()?) {
             (State::Unknown | State::Initialising, _) => self.offer(),
+            (State::Closed, _) if wish == Wish::Leave => self.remove(),
+            (State::Closed, State::Initialising) => self.offer(),
+            (State::Closed, _) => Ok(Change::None),
             (State::InitWait, State::Initialised | State::Connected) => self.connect(),
-            (State::Closed, State::Initialising) if self.device.online()? => self.offer(),
-            (State::Connected | State::InitWait, State::Closing) => {
-                self.stop();
+            (State::InitWait | State::Connected, State::Closing) => {
                 self.device.switch(State::Closing)?;
                 Ok(Change::None)
             }
-            (_, State::Closed | State::Unknown) => self.disconnect(),
+            (_, State::Closed | State::Unknown) | (State::Connected | State::Closing, State::Initialising) => {
+                self.disconnect(wish)
+            }
             _ => Ok(Change::None),
         }
     }
@@ -219,6 +245,8 @@ impl<D: Domain, S: Store> Back<D, S> {
         features::offer_disk(&self.device, &disk)?;
         if let Some(queue) = &mut self.queue {
             queue.learn(disk);
+        }
+        if self.device.state() == State::Connected {
             // Said again on purpose: that is how the other end learns to look.
             self.device.switch(State::Connected)?;
         }
@@ -253,36 +281,35 @@ impl<D: Domain, S: Store> Back<D, S> {
         Ok(Change::Connected)
     }
 
-    fn stop(&mut self) {
-        if let Some(queue) = &mut self.queue {
-            queue.stop();
-        }
-    }
-
-    /// Lets go of the other end's memory, as soon as the store is done with it.
-    fn disconnect(&mut self) -> Result<Change, BackError> {
+    /// Lets go of the other end's memory; `false` as long as the store works on some of it.
+    fn let_go(&mut self) -> bool {
         if let Some(queue) = &mut self.queue {
             queue.stop();
             queue.complete(&mut self.store);
-            if queue.busy() > 0 {
-                return Ok(Change::None);
+            self.waiting = queue.busy() > 0;
+            if self.waiting {
+                return false;
             }
         }
-        let connected = self.queue.take().is_some();
-        if self.device.state() != State::Closed {
-            self.device.switch(State::Closed)?;
-        } else if !connected && self.device.online()? {
+        self.queue = None;
+        true
+    }
+
+    fn disconnect(&mut self, wish: Wish) -> Result<Change, BackError> {
+        let connected = self.queue.is_some();
+        if !self.let_go() {
             return Ok(Change::None);
         }
-        if !self.device.online()? {
-            self.device.remove()?;
-            return Ok(Change::Removed);
+        self.device.switch(State::Closed)?;
+        match wish {
+            Wish::Leave => self.remove(),
+            _ if connected => Ok(Change::Disconnected),
+            _ => Ok(Change::None),
         }
-        Ok(if connected { Change::Disconnected } else { Change::None })
     }
-}
 
-fn report<D: Domain>(domain: &D, device: &Device<D::Store>, error: &BackError) {
-    device.fault(format_args!("{error}"));
-    domain.platform().log(Level::Error, format_args!("xbdback {}: {error}", device.path()));
+    fn remove(&self) -> Result<Change, BackError> {
+        self.device.remove()?;
+        Ok(Change::Removed)
+    }
 }

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec;
 
 use hypercall::event::Channel;
-use hypercall::grant::{Access, MapRequest, Window};
+use hypercall::grant::{Access, MapError, MapRequest, Window};
 use hypercall::mem::Shared;
 use hypercall::{DomId, GrantRef, Port};
 use xen_sys::io::blkif::{BlkifOp, BlkifRequest, BlkifResponse};
@@ -32,6 +32,8 @@ pub struct Counters {
     pub unmappable: u64,
     /// Requests that the store failed.
     pub store_faults: u64,
+    /// Places for requests that are lost because pages in them can't be unmapped.
+    pub lost_places: u64,
 }
 
 /// A request that the store works on. Its place in the table is its token, and its first page in the window is
@@ -116,7 +118,10 @@ impl<D: Domain> Queue<D> {
         self.complete(store);
         let taken = if self.stopped { Ok(false) } else { self.take_all(store) };
         self.publish();
-        self.channel.unmask();
+        // A front end that has broken the ring, or is gone, has nothing to tell any more.
+        if !self.stopped && taken.is_ok() {
+            self.channel.unmask();
+        }
         taken
     }
 
@@ -177,25 +182,19 @@ impl<D: Domain> Queue<D> {
 
     fn start<S: Store>(&mut self, request: &Request, store: &mut S) {
         let (id, operation) = (request.id, request.operation);
-        // There is a free slot: the ring lets no more requests in than it has slots, and each answer frees one.
-        let Some(index) = self.free else { return self.answer(id, operation.wire(), Status::Error) };
-        let Slot::Free(next) = self.slots[usize::from(index)] else {
-            return self.answer(id, operation.wire(), Status::Error);
-        };
         let segments = request.segments.as_slice();
-        let first = usize::from(index) * MAX_SEGMENTS;
         // Reading the disk writes to the page.
         let access = if operation == Operation::Read { Access::ReadWrite } else { Access::ReadOnly };
         let mut maps = [MapRequest { gref: GrantRef(0), peer: self.peer, access }; MAX_SEGMENTS];
         for (map, segment) in maps.iter_mut().zip(segments) {
             map.gref = segment.gref();
         }
-        if self.window.map_run(first, &maps[..segments.len()]).is_err() {
+        let Some(index) = self.map(&maps[..segments.len()]) else {
             self.counters.unmappable += 1;
             return self.answer(id, operation.wire(), Status::Error);
-        }
+        };
+        let first = usize::from(index) * MAX_SEGMENTS;
         self.counters.segments += segments.len() as u64;
-        self.free = next;
         self.slots[usize::from(index)] = Slot::Busy { id, operation, mapped: segments.len() as u8 };
         self.busy += 1;
         let mut parts = [Shared::EMPTY; MAX_SEGMENTS];
@@ -215,6 +214,34 @@ impl<D: Domain> Queue<D> {
         }
     }
 
+    /// Takes a free place and maps pages there; `None` if they can't be mapped. There is a free one as long as none was lost: the
+    /// ring lets no more requests in than there are places, and each answer frees one.
+    fn map(&mut self, pages: &[MapRequest]) -> Option<u16> {
+        while let Some(index) = self.free {
+            let Slot::Free(next) = self.slots[usize::from(index)] else { return None };
+            let first = usize::from(index) * MAX_SEGMENTS;
+            let mut mapped = self.window.map_run(first, pages).map(|_| ());
+            if let Err(MapError::Occupied { .. }) = mapped {
+                // From the last request there, whose pages could not be unmapped. Perhaps they can be now.
+                let _ = self.window.unmap_batch(first..first + MAX_SEGMENTS);
+                mapped = self.window.map_run(first, pages).map(|_| ());
+            }
+            match mapped {
+                Ok(()) => {
+                    self.free = next;
+                    return Some(index);
+                }
+                // Not for ever in the way of all others.
+                Err(MapError::Occupied { .. }) => {
+                    self.free = next;
+                    self.counters.lost_places += 1;
+                }
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
     /// Unmaps and answers a request that the store is done with. A token that it made up is ignored.
     fn finish(&mut self, token: Token, result: Result<(), StoreFault>) {
         let Some(slot) = self.slots.get_mut(usize::from(token.0)) else { return };
@@ -222,7 +249,7 @@ impl<D: Domain> Queue<D> {
         *slot = Slot::Free(self.free);
         self.free = Some(token.0);
         self.busy -= 1;
-        // A page that can't be unmapped stays in its place in the window, which counts it; requests that need the place fail.
+        // Pages that can't be unmapped stay in their place; `map` finds them there.
         let first = usize::from(token.0) * MAX_SEGMENTS;
         let _ = self.window.unmap_batch(first..first + usize::from(mapped));
         self.counters.store_faults += u64::from(result.is_err());
@@ -232,5 +259,14 @@ impl<D: Domain> Queue<D> {
     fn answer(&mut self, id: u64, operation: BlkifOp, status: Status) {
         // Each answer belongs to a request that was taken, so there is room for it.
         let _ = self.ring.respond(&protocol::respond(id, operation, status));
+    }
+}
+
+impl<D: Domain> Drop for Queue<D> {
+    fn drop(&mut self) {
+        // The store was promised that what it works on stays mapped.
+        if self.busy > 0 {
+            self.window.abandon();
+        }
     }
 }

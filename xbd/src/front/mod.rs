@@ -5,11 +5,15 @@
 //!    Initialising    InitWait       make the ring, tell where it is                        → Initialised
 //!    Initialised     Connected      learn what the disk is: I/O may begin                  → Connected
 //!    Connected       Closing        they want to go: the owner closes when it can spare us
-//!    Connected       Closed, gone   they are gone: what was in flight is lost              → Closed
 //!    Closing         any            when nothing is in flight                              → Closed
-//!    Closed          Closed, gone   the ring is taken back
-//!    Closed          InitWait       they are back                                          → Initialising
+//!    Closed          Closed         the ring is taken back
+//!    any             Closed, gone   they are gone: what is in flight is lost               → Closed
+//!    Connected …     Initialising,  they are gone, and back so fast that it was not seen:
+//!                    InitWait       the same                                               → Closed
 //! ```
+//!
+//! A device that is closed stays so. Its owner makes a new [`Front`] of the same directory to use the disk again, now or when the
+//! back end comes back.
 
 mod queue;
 
@@ -22,7 +26,8 @@ use hypercall::grant::GrantError;
 use hypercall::mem::Buffer;
 use hypercall::{Level, Platform, Port};
 use xenbus::device::{Device, State};
-use xenbus::{Domain, store::StoreError};
+use xenbus::store::StoreError;
+use xenbus::{Domain, Rate};
 
 use crate::features::{self, Disk, NegotiationError};
 
@@ -37,7 +42,7 @@ pub enum Change {
     Resized(Disk),
     /// The back end wants to go: the owner stops using the disk and calls [`Front::close`].
     CloseWanted,
-    /// The disk is gone, and nothing of it is held any more.
+    /// The disk is gone, and nothing of it is held any more: the owner drops it.
     Closed,
 }
 
@@ -87,11 +92,15 @@ impl fmt::Display for FrontError {
 }
 
 /// A disk that another domain serves. `B` is what I/O is done from and to; it comes back with its completion.
+///
+/// To be dropped after [`Change::Closed`]. Before, the back end may still have requests that name our grants, and these would soon
+/// stand for other pages that it may use. What is in flight then is dropped, or leaked if the back end has it mapped.
 pub struct Front<D: Domain, B: Buffer> {
     domain: D,
     device: Device<D::Store>,
     queue: Option<Queue<D, B>>,
     disk: Option<Disk>,
+    reports: Rate,
 }
 
 impl<D: Domain, B: Buffer> Front<D, B> {
@@ -102,7 +111,7 @@ impl<D: Domain, B: Buffer> Front<D, B> {
     pub fn new(domain: &D, path: &str) -> Result<Self, FrontError> {
         let mut device = Device::front(domain.store(), path)?;
         device.switch(State::Initialising)?;
-        Ok(Self { domain: domain.clone(), device, queue: None, disk: None })
+        Ok(Self { domain: domain.clone(), device, queue: None, disk: None, reports: Rate::default() })
     }
 
     /// Returns its place in xenstore.
@@ -126,15 +135,19 @@ impl<D: Domain, B: Buffer> Front<D, B> {
     }
 
     /// Goes on with the life cycle. Called when [`Device::changed`] says that the other end has moved, and after
-    /// [`close`](Self::close) whenever I/O has completed. `lost` gets what was in flight when the other end vanished.
+    /// [`close`](Self::close) whenever I/O has completed. `lost` gets what is in flight when the other end vanishes or has broken
+    /// the protocol.
     ///
     /// # Errors
     /// [`FrontError`]; it was reported in the store, and the device is being closed.
     pub fn step(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
         let done = self.advance(lost);
         if let Err(error) = &done {
-            self.device.fault(format_args!("{error}"));
-            self.domain.platform().log(Level::Error, format_args!("xbd {}: {error}", self.device.path()));
+            let platform = self.domain.platform();
+            if self.reports.allows(platform.now_ns()) {
+                self.device.fault(format_args!("{error}"));
+                platform.log(Level::Error, format_args!("xbd {}: {error}", self.device.path()));
+            }
             // The store itself may be what is broken; there is nobody left to tell.
             let _ = self.close();
         }
@@ -142,31 +155,32 @@ impl<D: Domain, B: Buffer> Front<D, B> {
     }
 
     fn advance(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
-        match (self.device.state(), self.device.other_state()?) {
-            (State::Initialising | State::Closed, State::InitWait) if self.queue.is_none() => self.connect(),
+        let theirs = self.device.other_state()?;
+        match (self.device.state(), theirs) {
+            (State::Initialising, State::InitWait) if self.queue.is_none() => self.connect(),
             (State::Initialised, State::Connected) => {
                 let disk = features::find_disk(&self.device)?;
-                self.learn(disk);
                 self.device.switch(State::Connected)?;
+                self.learn(disk);
                 Ok(Change::Connected(disk))
             }
             (State::Connected, State::Connected) => self.look_again(),
+            (State::Connected, State::Closing) => Ok(Change::CloseWanted),
+            (State::Initialised | State::Connected | State::Closing, State::Closed | State::Unknown) => {
+                self.end(theirs, lost)
+            }
+            (State::Closed, State::Closed | State::Unknown) if self.queue.is_some() => self.end(theirs, lost),
+            // Before it was connected, that is what it says until it has seen us.
+            (State::Connected | State::Closing | State::Closed, State::Initialising | State::InitWait)
+                if self.disk.is_some() =>
+            {
+                self.end(theirs, lost)
+            }
             (State::Initialising | State::Initialised, State::Closing) => {
                 self.close()?;
-                self.finish()
+                self.finish(lost)
             }
-            (State::Connected, State::Closing) => Ok(Change::CloseWanted),
-            (State::Closing, State::Closed | State::Unknown) => {
-                self.give_up(lost);
-                self.finish()
-            }
-            (State::Closing, _) => self.finish(),
-            (State::Initialised | State::Connected, State::Closed | State::Unknown) => {
-                self.give_up(lost);
-                self.device.switch(State::Closed)?;
-                Ok(self.drop_queue())
-            }
-            (State::Closed, State::Closed | State::Unknown) if self.queue.is_some() => Ok(self.drop_queue()),
+            (State::Closing, _) => self.finish(lost),
             _ => Ok(Change::None),
         }
     }
@@ -174,13 +188,13 @@ impl<D: Domain, B: Buffer> Front<D, B> {
     /// Wants the device to end: no new requests. It ends in a [`step`](Self::step), when nothing is in flight.
     ///
     /// # Errors
-    /// [`FrontError`] if the store refuses.
+    /// [`FrontError`] if the store refuses; there are no new requests nevertheless.
     pub fn close(&mut self) -> Result<(), FrontError> {
-        if !matches!(self.device.state(), State::Closing | State::Closed) {
-            self.device.switch(State::Closing)?;
-        }
         if let Some(queue) = &mut self.queue {
             queue.stop();
+        }
+        if !self.device.is_closing() {
+            self.device.switch(State::Closing)?;
         }
         Ok(())
     }
@@ -211,28 +225,31 @@ impl<D: Domain, B: Buffer> Front<D, B> {
     }
 
     /// Closing → Closed, when nothing is in flight.
-    fn finish(&mut self) -> Result<Change, FrontError> {
-        if self.queue.as_ref().is_some_and(|queue| queue.in_flight() > 0) {
-            return Ok(Change::None);
+    fn finish(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
+        match &mut self.queue {
+            // Nothing that it says is believed any more, so there is nothing to wait for.
+            Some(queue) if queue.is_broken() => queue.give_up(lost),
+            Some(queue) if queue.unanswered() > 0 => return Ok(Change::None),
+            _ => {}
         }
         self.device.switch(State::Closed)?;
-        // The other end still maps the ring until it is closed, too.
-        match self.device.other_state()? {
-            State::Closed | State::Unknown => Ok(self.drop_queue()),
-            _ if self.queue.is_none() => Ok(Change::Closed),
-            _ => Ok(Change::None),
-        }
+        // The other end maps the ring until it is closed, too.
+        Ok(if self.queue.is_none() { Change::Closed } else { Change::None })
     }
 
-    fn give_up(&mut self, lost: impl FnMut(Completion<B>)) {
-        if let Some(queue) = &mut self.queue {
+    /// The other end uses nothing of ours any more.
+    fn end(&mut self, theirs: State, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
+        if let Some(mut queue) = self.queue.take() {
             queue.give_up(lost);
         }
-    }
-
-    fn drop_queue(&mut self) -> Change {
-        self.queue = None;
         self.disk = None;
-        Change::Closed
+        if self.device.state() != State::Closed {
+            match self.device.switch(State::Closed) {
+                // The toolstack removes both directories, and ours need not be ours to make again.
+                Err(_) if theirs == State::Unknown => {}
+                switched => switched?,
+            }
+        }
+        Ok(Change::Closed)
     }
 }

@@ -242,6 +242,16 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         self.in_flight
     }
 
+    /// Returns how many requests the back end has not answered.
+    pub(super) const fn unanswered(&self) -> u32 {
+        self.in_flight - self.answered
+    }
+
+    /// Tells whether the back end has broken the protocol, or is gone.
+    pub(super) const fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+
     /// Returns how many requests may be in flight at once.
     pub const fn depth(&self) -> u32 {
         self.ring.size()
@@ -252,12 +262,13 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         &self.counters
     }
 
-    /// Writes a request into the ring; the back end sees it after [`push`](Self::push). `sector` counts 512 bytes. The buffer of a
-    /// flush has no segments.
+    /// Writes a request into the ring; the back end sees it after [`push`](Self::push). `sector` counts 512 bytes; it means nothing
+    /// for a flush, whose buffer has no segments.
     ///
     /// # Errors
     /// [`SubmitError`] and the buffer.
     pub fn submit(&mut self, operation: Operation, sector: u64, buffer: B) -> Result<(), (SubmitError, B)> {
+        let sector = if operation == Operation::Flush { 0 } else { sector };
         if let Err(error) = self.check(operation, sector, &buffer) {
             return Err((error, buffer));
         }
@@ -328,15 +339,18 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     /// event comes with the next completion.
     ///
     /// # Errors
-    /// [`QueueError`] if the back end breaks the protocol; from then on each time. The owner closes the device, and what is in
-    /// flight is given to [`step`](super::Front::step)'s `lost`.
+    /// [`QueueError`] if the back end breaks the protocol; from then on each time, and no event tells more. The owner
+    /// [closes](super::Front::close) the device, and what is in flight is given to the next [`step`](super::Front::step)'s `lost`.
     pub fn poll(&mut self, mut done: impl FnMut(Completion<B>)) -> Result<(), QueueError> {
         if let Some(error) = self.broken {
             return Err(error);
         }
-        let polled = self.take_all(&mut done);
-        self.channel.unmask();
-        polled.inspect_err(|error| self.broken = Some(*error))
+        let polled = self.take_all(&mut done).inspect_err(|error| self.broken = Some(*error));
+        // A port whose other end has broken the protocol stays masked: it could go on signalling.
+        if polled.is_ok() {
+            self.channel.unmask();
+        }
+        polled
     }
 
     fn take_all(&mut self, done: &mut impl FnMut(Completion<B>)) -> Result<(), QueueError> {
