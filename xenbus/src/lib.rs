@@ -5,6 +5,7 @@
 //! | [`domain`] | the bundle of services that a driver is given |
 //! | [`store`] | the store as drivers use it, and our client |
 //! | [`device`] | the state machine of a split device, its two ends, hot plug |
+//! | [`error`] | why the ends of a device don't come together |
 //! | [`ring`] | message rings (front, back) and byte rings |
 //! | [`Rate`] | a bound on what a peer can make us say |
 #![no_std]
@@ -13,6 +14,7 @@ extern crate alloc;
 
 pub mod device;
 pub mod domain;
+pub mod error;
 mod rate;
 pub mod ring;
 pub mod store;
