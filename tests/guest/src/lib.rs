@@ -17,6 +17,7 @@
 //! | [`local_store`] | a xenstored for a domain without one |
 //! | [`programs`] | what can be run |
 #![no_std]
+#![cfg_attr(not(target_os = "none"), allow(rustdoc::broken_intra_doc_links, reason = "nothing is there to link to"))]
 #![cfg(target_os = "none")]
 
 extern crate alloc;

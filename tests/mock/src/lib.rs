@@ -31,6 +31,7 @@
 //! | what it cost | [`Ledger`], [`alloc`] |
 //! | what goes wrong on order | [`Fault`], [`Machine::kill`] |
 #![cfg_attr(target_os = "none", no_std)]
+#![cfg_attr(target_os = "none", allow(rustdoc::broken_intra_doc_links, reason = "nothing is there to link to"))]
 #![cfg(not(target_os = "none"))]
 #![allow(non_upper_case_globals, reason = "constants of the ABI have their C names")]
 
