@@ -118,7 +118,7 @@ pub async fn serve<P: Platform, S: Store>(node: &Node<P>, handle: u32, store: S)
 }
 
 /// Waits for a device of a class and returns its path.
-async fn find_device<P: Platform>(
+pub(crate) async fn find_device<P: Platform>(
     node: &Node<P>,
     devices: &mut Enumerator<OwnStore<P>>,
     handle: u32,
@@ -139,7 +139,7 @@ async fn find_device<P: Platform>(
 }
 
 /// The store of our own services.
-type OwnStore<P> = xenbus::store::XenStore<P, hypercall::event::EventChannels<P>>;
+pub(crate) type OwnStore<P> = xenbus::store::XenStore<P, hypercall::event::EventChannels<P>>;
 
 /// What goes through a queue: a number to know it by, and the data.
 type Io<P> = (u64, Option<PageBuf<P>>);
@@ -401,5 +401,6 @@ pub fn disk(front: DomId, back: DomId) -> crate::toolstack::NewDevice<'static> {
         front,
         back,
         back_nodes: &[("mode", "w"), ("params", "scenario"), ("type", "memory")],
+        front_nodes: &[],
     }
 }

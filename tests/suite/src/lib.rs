@@ -11,6 +11,7 @@
 //! | [`toolstack`] | what `xl` does: makes and removes devices in xenstore |
 //! | [`block`] | the disk: a server with a store in memory, a client that copies and verifies |
 //! | [`console`] | the console: an echo and who talks to it |
+//! | [`net`] | the network: a reflector and who plays with it |
 //! | [`scenarios`] | the scenarios by name |
 #![no_std]
 
@@ -19,6 +20,7 @@ extern crate alloc;
 pub mod block;
 pub mod console;
 pub mod exec;
+pub mod net;
 pub mod node;
 #[cfg(not(target_os = "none"))]
 pub mod on_mock;

@@ -9,11 +9,12 @@ use hypercall::Platform;
 use sha2::{Digest, Sha256};
 use xbd::SECTOR;
 use xbd::protocol::Operation;
+use xennet::{MAX_PACKET, MIN_PACKET};
 
 use crate::block::{self, Client, Memory};
 use crate::exec::{Program, World, run};
 use crate::node::Node;
-use crate::{Context, Failure, console, ensure};
+use crate::{Context, Failure, console, ensure, net};
 
 /// What a bed lends to a scenario. On a bed of one domain, all three nodes are the same.
 pub struct Bed<'a, P: Platform, W: World> {
@@ -60,6 +61,7 @@ pub fn all<P: Platform, W: World>() -> Vec<Scenario<P, W>> {
         Scenario { name: "reattach", about: "a disk comes and goes three times and keeps its data", run: block_again },
         Scenario { name: "readonly", about: "a read-only disk refuses writes at both ends", run: block_read_only },
         Scenario { name: "console", about: "an echo over the console, more than its ring holds", run: console_echo },
+        Scenario { name: "net", about: "frames of all sizes go there and back, in their order", run: net_reflect },
     ]
 }
 
@@ -184,4 +186,36 @@ fn console_echo<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<St
     drop(back_half);
     drop(front_half);
     Ok(vec![format!("xencons: {} bytes there and back", text.len())])
+}
+
+fn net_reflect<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<String>, Failure> {
+    let device = net::interface(bed.front.id(), bed.back.id());
+    let (toolstack, front, back, seed) = (bed.toolstack.clone(), bed.front.clone(), bed.back.clone(), bed.seed);
+    device.attach(toolstack.store()).context("attach")?;
+    let (mut lines, mut played, mut served) = (Vec::new(), None, None);
+    let client = async {
+        let mut player = net::Player::attach(&front, device.handle).await?;
+        lines.push(format!("xennet: {}", player.link().mac));
+        played = Some(player.play(seed).await?);
+        device.ask_detach(toolstack.store()).context("detach")?;
+        player.wait_close_wanted().await?;
+        player.close().await
+    };
+    let server = async {
+        served = Some(net::serve(&back, device.handle).await?);
+        Ok(())
+    };
+    bed.run(vec![Program::new("client", client), Program::new("server", server)])?;
+    let (Some(played), Some(served)) = (played, served) else { return Err(Failure::new("a program has not ended")) };
+    lines.push(format!(
+        "xennet: {} frames of {} to {} bytes there and back in {} slots, {} notifications",
+        played.tx_packets, MIN_PACKET, MAX_PACKET, played.tx_slots, played.notifications
+    ));
+    ensure(played.tx_errors == 0 && played.rx_errors == 0 && played.still_mapped == 0, format!("{played:?}"))?;
+    let sent = (played.tx_packets, played.tx_bytes);
+    ensure((served.tx_packets, served.tx_bytes) == sent, format!("{played:?}, {served:?}"))?;
+    ensure((served.rx_packets, served.rx_bytes) == sent, format!("{played:?}, {served:?}"))?;
+    ensure(!device.back_exists(bed.toolstack.store()).context("look")?, "the back end's directory is still there")?;
+    device.clean_up(bed.toolstack.store()).context("clean up")?;
+    Ok(lines)
 }

@@ -10,7 +10,7 @@ use xenbus::store::{Perm, Store, StoreError, Tx};
 /// A device that is to be made, as `xl` is told of it.
 #[derive(Clone, Debug)]
 pub struct NewDevice<'a> {
-    /// Its class, as in "vbd".
+    /// Its class, as in "vbd" and "vif".
     pub class: &'static str,
     /// Its number, as in 51712 for xvda.
     pub handle: u32,
@@ -20,6 +20,8 @@ pub struct NewDevice<'a> {
     pub back: DomId,
     /// More nodes of the back end's directory.
     pub back_nodes: &'a [(&'a str, &'a str)],
+    /// More nodes of the front end's directory.
+    pub front_nodes: &'a [(&'a str, &'a str)],
 }
 
 impl NewDevice<'_> {
@@ -64,6 +66,9 @@ impl NewDevice<'_> {
             toolstack.write_text(tx, &format!("{front}/backend"), &back)?;
             toolstack.write_text(tx, &format!("{front}/backend-id"), self.back.0)?;
             toolstack.write_text(tx, &format!("{front}/handle"), self.handle)?;
+            for (node, value) in self.front_nodes {
+                toolstack.write_text(tx, &format!("{front}/{node}"), value)?;
+            }
             toolstack.write_text(tx, &format!("{front}/state"), State::Initialising.number())
         })
     }

@@ -43,9 +43,14 @@ fn console() {
 }
 
 #[test]
+fn net() {
+    every_seed("net");
+}
+
+#[test]
 fn each_scenario_has_its_test() {
     let names: Vec<_> = scenarios::all::<mock::Domain, suite::on_mock::Mock>().iter().map(|each| each.name).collect();
-    assert_eq!(names, ["block", "reattach", "readonly", "console"]);
+    assert_eq!(names, ["block", "reattach", "readonly", "console", "net"]);
 }
 
 #[test]
