@@ -1,0 +1,23 @@
+//! The beds that `cargo test` leaves out, named so that it says so. `cargo test -p xenlab -- --ignored` runs them.
+#![cfg(not(target_os = "none"))]
+
+use std::process::Command;
+
+fn xenlab(args: &[&str]) {
+    let status = Command::new(env!("CARGO_BIN_EXE_xenlab")).args(args).status().expect("xenlab starts");
+    assert!(status.success(), "xenlab {}: {status}", args.join(" "));
+}
+
+#[test]
+#[ignore = "needs real Xen under QEMU: `xenlab xen setup` fetches it, `xenlab xen fast` runs this"]
+fn every_scenario_passes_in_one_domain_on_real_xen() {
+    xenlab(&["xen", "fast"]);
+}
+
+#[test]
+#[ignore = "needs real Xen under QEMU: `xenlab xen setup` fetches it, `xenlab xen linux --disk IMAGE` runs this"]
+fn the_guest_lives_under_a_linux_dom0() {
+    let image = tempfile::NamedTempFile::new().expect("a temporary file");
+    image.as_file().set_len(8 << 20).expect("room for the image");
+    xenlab(&["xen", "linux", "--disk", image.path().to_str().expect("a path of plain letters")]);
+}
