@@ -5,5 +5,6 @@ mod copies;
 mod events;
 mod fake;
 mod grants;
+mod loans;
 mod quarantine;
 mod windows;

@@ -1,0 +1,440 @@
+//! The front end against a back end by hand.
+
+use std::sync::atomic::Ordering;
+
+use hypercall::grant::{Access, CopyBatch, Local};
+use hypercall::grant::{Foreign, MapRequest, Window};
+use hypercall::mem::{PageBuf, Pages};
+use xen_sys::io::netif::*;
+use xenbus::device::State;
+use xenbus::ring::{Field, RingError, RingMemory, RingPages};
+use xennet::front::{Change, Front, FrontError, QueueError, Returned, SendError, SubmitError};
+use xennet::protocol::{Fragment, Why, lost};
+use xennet::{MAX_PACKET, MAX_SLOTS};
+
+use crate::rig::{HandBack, Platform, Rig};
+
+type Used = Front<mock::Node, PageBuf<Platform>>;
+
+/// Both ends, connected.
+fn connect() -> (Rig, Used, HandBack) {
+    let rig = Rig::new();
+    let (front, back) = connect_on(&rig);
+    (rig, front, back)
+}
+
+fn connect_on(rig: &Rig) -> (Used, HandBack) {
+    let device = HandBack::offer(rig);
+    let mut front = Front::new(&rig.front, &rig.vif.front_path()).unwrap();
+    assert_eq!(front.step(drop).unwrap(), Change::None);
+    assert_eq!(front.device().state(), State::Initialised);
+    let back = HandBack::connect(rig, device);
+    let Change::Connected(link) = front.step(drop).unwrap() else { panic!("not connected") };
+    assert_eq!((link.mac.to_string().as_str(), link.mtu, link.scatter_gather), ("00:16:3e:58:45:4e", 1500, true));
+    (front, back)
+}
+
+/// The back end goes, both ends close, and nothing is left. Returns how many packets were lost.
+fn end(rig: Rig, mut front: Used, mut back: HandBack) -> usize {
+    front.close().unwrap();
+    let mut lost = 0;
+    let mut count = |completion: xennet::front::Completion<_>| {
+        assert_eq!(completion.result, Err(SendError::Lost));
+        lost += 1;
+    };
+    assert_eq!(front.step(&mut count).unwrap(), Change::None);
+    assert_eq!(front.device().state(), State::Closed);
+    back.device.switch(State::Closed).unwrap();
+    drop(back);
+    assert_eq!(front.step(&mut count).unwrap(), Change::Closed);
+    drop(front);
+    rig.machine.check_quiet();
+    lost
+}
+
+fn packet(rig: &Rig, len: usize) -> PageBuf<Platform> {
+    let packet = PageBuf::new(&rig.front.platform, len).unwrap();
+    packet.shared().write(0, &(0..len).map(|at| (at % 251) as u8).collect::<Vec<_>>());
+    packet
+}
+
+fn submit(rig: &Rig, front: &mut Used, len: usize) {
+    let queue = front.queue().unwrap();
+    queue.submit(packet(rig, len)).map_err(|(error, _)| error).unwrap();
+    queue.push();
+}
+
+/// Takes all slots of the tx ring.
+fn slots(back: &mut HandBack) -> Vec<NetifTxRequest> {
+    std::iter::from_fn(|| back.tx.pop().unwrap()).collect()
+}
+
+fn answer(back: &mut HandBack, id: u16, status: i16) {
+    assert!(back.tx.respond(&NetifTxResponse { id, status }));
+    let _ = back.tx.publish();
+}
+
+/// What a poll brings: results of packets sent, and bytes of those received.
+type Polled = Result<(Vec<Result<(), SendError>>, Vec<Vec<u8>>), QueueError>;
+
+fn poll(front: &mut Used) -> Polled {
+    let (mut sent, mut received) = (Vec::new(), Vec::new());
+    let queue = front.queue().unwrap();
+    let more = queue.poll(
+        |completion| {
+            assert!(matches!(completion.packet, Returned::Whole(_)));
+            sent.push(completion.result);
+        },
+        |packet| {
+            let mut bytes = vec![0; packet.len()];
+            assert_eq!(packet.read(&mut bytes), bytes.len());
+            received.push(bytes);
+        },
+    )?;
+    assert!(!more);
+    Ok((sent, received))
+}
+
+#[test]
+fn a_packet_goes_out_in_a_slot_a_page_and_completes_once_with_its_worst_status() {
+    let (rig, mut front, mut back) = connect();
+    submit(&rig, &mut front, 9000);
+    let sent = slots(&mut back);
+    assert_eq!(sent.iter().map(|slot| slot.size).collect::<Vec<_>>(), [9000, 4096, 808]);
+    assert_eq!(sent.iter().map(|slot| slot.flags).collect::<Vec<_>>(), [NETTXF_more_data, NETTXF_more_data, 0]);
+    for (slot, status) in sent.iter().zip([NETIF_RSP_OKAY, NETIF_RSP_DROPPED, NETIF_RSP_OKAY]) {
+        assert_eq!(front.queue().unwrap().in_flight(), 1);
+        assert_eq!(poll(&mut front).unwrap().0, []);
+        answer(&mut back, slot.id, status);
+    }
+    assert_eq!(poll(&mut front).unwrap().0, [Err(SendError::Dropped)]);
+    assert_eq!(front.queue().unwrap().in_flight(), 0);
+    assert_eq!(end(rig, front, back), 0);
+}
+
+#[test]
+fn each_status_is_a_result_and_an_unknown_one_an_error() {
+    let (rig, mut front, mut back) = connect();
+    for (status, result) in [
+        (NETIF_RSP_OKAY, Ok(())),
+        (NETIF_RSP_ERROR, Err(SendError::Failed)),
+        (NETIF_RSP_DROPPED, Err(SendError::Dropped)),
+        (NETIF_RSP_NULL, Err(SendError::BadStatus(1))),
+        (-77, Err(SendError::BadStatus(-77))),
+    ] {
+        submit(&rig, &mut front, 60);
+        let id = slots(&mut back)[0].id;
+        answer(&mut back, id, status);
+        assert_eq!(poll(&mut front).unwrap().0, [result]);
+    }
+    assert_eq!(end(rig, front, back), 0);
+}
+
+#[test]
+fn packets_that_can_not_be_are_not_submitted() {
+    let (rig, mut front, back) = connect();
+    let mut refused = |len| front.queue().unwrap().submit(packet(&rig, len)).unwrap_err().0;
+    assert_eq!(refused(13), SubmitError::Malformed(Why::TooShort(13)));
+    assert_eq!(refused(MAX_PACKET + 1), SubmitError::Malformed(Why::TooLong));
+    assert_eq!(refused(MAX_SLOTS * 4096 + 1), SubmitError::Malformed(Why::TooLong));
+    assert_eq!(front.queue().unwrap().counters().tx_packets, 0);
+    assert_eq!(end(rig, front, back), 0);
+}
+
+#[test]
+fn a_ring_full_of_packets_takes_no_more_and_what_is_in_flight_is_lost_once() {
+    let (rig, mut front, mut back) = connect();
+    for _ in 0..85 {
+        submit(&rig, &mut front, 9000);
+    }
+    let queue = front.queue().unwrap();
+    assert_eq!(queue.submit(packet(&rig, 9000)).unwrap_err().0, SubmitError::Full);
+    submit(&rig, &mut front, 60);
+    let queue = front.queue().unwrap();
+    assert_eq!(queue.submit(packet(&rig, 60)).unwrap_err().0, SubmitError::Full);
+    let sent = slots(&mut back);
+    assert_eq!(sent.len(), 256);
+    for slot in &sent[..3] {
+        answer(&mut back, slot.id, NETIF_RSP_OKAY);
+    }
+    assert_eq!(poll(&mut front).unwrap().0, [Ok(())]);
+    submit(&rig, &mut front, 9000);
+    assert_eq!(end(rig, front, back), 86);
+}
+
+#[test]
+fn a_response_to_what_is_not_in_flight_breaks_the_queue() {
+    let twice = |back: &mut HandBack, id| {
+        answer(back, id, NETIF_RSP_OKAY);
+        answer(back, id, NETIF_RSP_OKAY);
+        id
+    };
+    let other = |back: &mut HandBack, id: u16| {
+        answer(back, id + 100, NETIF_RSP_OKAY);
+        id + 100
+    };
+    let outside = |back: &mut HandBack, _| {
+        answer(back, 256, NETIF_RSP_OKAY);
+        256
+    };
+    let cases: [&dyn Fn(&mut HandBack, u16) -> u16; 3] = [&twice, &other, &outside];
+    for case in cases {
+        let (rig, mut front, mut back) = connect();
+        submit(&rig, &mut front, 60);
+        submit(&rig, &mut front, 60);
+        let id = slots(&mut back)[0].id;
+        let claimed = case(&mut back, id);
+        for _ in 0..3 {
+            assert_eq!(poll(&mut front).unwrap_err(), QueueError::UnknownId(claimed));
+        }
+        let refused = front.queue().unwrap().submit(packet(&rig, 60)).unwrap_err().0;
+        assert_eq!(refused, SubmitError::NotConnected);
+        assert!(end(rig, front, back) > 0);
+    }
+}
+
+#[test]
+fn an_index_that_lies_breaks_the_queue() {
+    // Nothing was sent, and 256 pages are posted.
+    let tx = [1, 257, 1 << 31, u32::MAX].map(|claimed| (true, claimed));
+    let rx = [257, 513, 1 << 31, u32::MAX].map(|claimed| (false, claimed));
+    for (tx, claimed) in tx.into_iter().chain(rx) {
+        let (rig, mut front, back) = connect();
+        let gref = if tx { back.rings.tx } else { back.rings.rx };
+        let memory = RingPages::<_, NetifTxRequest, NetifTxResponse>::new(HandBack::map(&rig, gref));
+        memory.store(Field::RspProd, claimed, Ordering::Release);
+        let expected = QueueError::Ring(RingError::PeerOverflow { claimed, size: if tx { 0 } else { 256 } });
+        for _ in 0..3 {
+            assert_eq!(poll(&mut front).unwrap_err(), expected);
+        }
+        drop(memory);
+        assert_eq!(end(rig, front, back), 0);
+    }
+}
+
+/// Writes bytes into posted pages by grant copy, a part each, and answers them as a packet.
+fn receive(rig: &Rig, back: &mut HandBack, parts: &[(u16, &[u8])]) {
+    let pages = Pages::new(&rig.back.platform, 1).unwrap();
+    for (index, (offset, bytes)) in parts.iter().enumerate() {
+        let page = back.rx.pop().unwrap().unwrap();
+        pages.shared().write(0, bytes);
+        let mut batch = CopyBatch::new();
+        let to = Foreign { peer: rig.front.id, gref: page.gref, offset: *offset };
+        batch.to_peer(Local::new(&pages, 0), to, bytes.len() as u16).unwrap();
+        assert_eq!(batch.run(&rig.back.platform, |_, error| panic!("{error}")), 1);
+        let part = Fragment::new(*offset, bytes.len() as u16).unwrap();
+        assert!(back.rx.respond(&part.emit(page.id, index + 1 < parts.len())));
+    }
+    let _ = back.rx.publish();
+}
+
+fn honest(rig: &Rig, front: &mut Used, back: &mut HandBack) {
+    receive(rig, back, &[(5, b"an honest packet")]);
+    assert_eq!(poll(front).unwrap().1, [b"an honest packet"]);
+}
+
+#[test]
+fn what_is_received_is_what_was_sent_for_longer_than_the_ring() {
+    let (rig, mut front, mut back) = connect();
+    for round in 0..200u32 {
+        let first = [round as u8; 100];
+        let last = round.to_le_bytes();
+        receive(&rig, &mut back, &[(0, &first), (4092, &last), (77, &[])]);
+        assert_eq!(poll(&mut front).unwrap().1, [[&first[..], &last].concat()]);
+    }
+    let counters = *front.queue().unwrap().counters();
+    assert_eq!((counters.rx_packets, counters.rx_slots, counters.rx_errors), (200, 600, 0));
+    assert_eq!(end(rig, front, back), 0);
+}
+
+#[test]
+fn a_packet_may_come_in_pieces() {
+    let (rig, mut front, mut back) = connect();
+    for (index, piece) in [b"one after ", b"another   "].into_iter().enumerate() {
+        let page = back.rx.pop().unwrap().unwrap();
+        let pages = Pages::new(&rig.back.platform, 1).unwrap();
+        pages.shared().write(0, piece);
+        let mut batch = CopyBatch::new();
+        let to = Foreign { peer: rig.front.id, gref: page.gref, offset: 0 };
+        batch.to_peer(Local::new(&pages, 0), to, 10).unwrap();
+        assert_eq!(batch.run(&rig.back.platform, |_, error| panic!("{error}")), 1);
+        assert!(back.rx.respond(&Fragment::new(0, 10).unwrap().emit(page.id, index == 0)));
+        let _ = back.rx.publish();
+        let expected: &[&[u8]] = if index == 0 { &[] } else { &[b"one after another   "] };
+        assert_eq!(poll(&mut front).unwrap().1, expected);
+    }
+    assert_eq!(end(rig, front, back), 0);
+}
+
+/// Answers the next pages with these, as they are but for the number.
+fn respond(back: &mut HandBack, responses: &[NetifRxResponse]) {
+    for response in responses {
+        let page = back.rx.pop().unwrap().unwrap();
+        assert!(back.rx.respond(&NetifRxResponse { id: page.id, ..*response }));
+    }
+    let _ = back.rx.publish();
+}
+
+#[test]
+fn a_malformed_packet_is_lost_alone() {
+    let part = |flags, offset, status| NetifRxResponse { id: 0, offset, flags, status };
+    let more = NETRXF_more_data;
+    let cases: [&[NetifRxResponse]; 9] = [
+        &[lost(0)],
+        &[part(0, 0, 13)],
+        &[part(0, 4090, 14)],
+        &[part(0, 65535, 14)],
+        &[part(NETRXF_csum_blank, 0, 60)],
+        &[part(more, 0, 60), part(more, 0, -1), part(0, 0, 60)],
+        &[part(more, 0, 0), part(0, 0, 13)],
+        &[part(more, 0, 60); MAX_SLOTS + 1],
+        &[part(more, 0, 4096); MAX_SLOTS],
+    ];
+    let (rig, mut front, mut back) = connect();
+    for (errors, case) in (1..).zip(cases) {
+        respond(&mut back, case);
+        if case.last().unwrap().flags & more != 0 {
+            assert_eq!(poll(&mut front).unwrap().1, Vec::<Vec<u8>>::new());
+            respond(&mut back, &[part(0, 0, 60)]);
+        }
+        assert_eq!(poll(&mut front).unwrap().1, Vec::<Vec<u8>>::new());
+        assert_eq!(front.queue().unwrap().counters().rx_errors, errors);
+        honest(&rig, &mut front, &mut back);
+    }
+    assert_eq!(end(rig, front, back), 0);
+}
+
+#[test]
+fn extra_information_has_no_number_and_loses_its_packet() {
+    let (rig, mut front, mut back) = connect();
+    for extras in [1, 2, 300] {
+        respond(&mut back, &[NetifRxResponse { flags: NETRXF_extra_info, status: 60, ..NetifRxResponse::default() }]);
+        for index in 0..extras {
+            // More than the ring holds: what was thrown away is posted again.
+            assert_eq!(poll(&mut front).unwrap().1, Vec::<Vec<u8>>::new());
+            back.rx.pop().unwrap().unwrap();
+            let more = if index + 1 < extras { XEN_NETIF_EXTRA_FLAG_MORE } else { 0 };
+            let id = u16::from_le_bytes([XEN_NETIF_EXTRA_TYPE_GSO, more]);
+            assert!(back.rx.respond(&NetifRxResponse { id, offset: 0xffff, flags: 0xffff, status: -1 }));
+            let _ = back.rx.publish();
+        }
+        assert_eq!(poll(&mut front).unwrap().1, Vec::<Vec<u8>>::new());
+        honest(&rig, &mut front, &mut back);
+    }
+    assert_eq!(front.queue().unwrap().counters().rx_errors, 3);
+    assert_eq!(end(rig, front, back), 0);
+}
+
+#[test]
+fn a_packet_without_end_does_not_use_the_pages_up() {
+    let (rig, mut front, mut back) = connect();
+    for _ in 0..1000 {
+        respond(&mut back, &[NetifRxResponse { flags: NETRXF_more_data, status: 60, ..NetifRxResponse::default() }]);
+        assert_eq!(poll(&mut front).unwrap().1, Vec::<Vec<u8>>::new());
+    }
+    respond(&mut back, &[NetifRxResponse::default()]);
+    poll(&mut front).unwrap();
+    honest(&rig, &mut front, &mut back);
+    assert_eq!(end(rig, front, back), 0);
+}
+
+#[test]
+fn a_response_in_another_slot_than_its_request_breaks_the_queue() {
+    for wrong in [1, 255, 256, 65535] {
+        let (rig, mut front, mut back) = connect();
+        honest(&rig, &mut front, &mut back);
+        let page = back.rx.pop().unwrap().unwrap();
+        assert_eq!(page.id, 1);
+        let claimed = page.id.wrapping_add(wrong);
+        assert!(back.rx.respond(&Fragment::new(0, 60).unwrap().emit(claimed, false)));
+        let _ = back.rx.publish();
+        assert_eq!(poll(&mut front).unwrap_err(), QueueError::WrongSlot { expected: 1, claimed });
+        assert_eq!(end(rig, front, back), 0);
+    }
+}
+
+#[test]
+fn a_page_that_the_back_end_maps_is_not_looked_at_nor_posted_until_it_lets_go() {
+    let (rig, mut front, mut back) = connect();
+    let page = back.rx.pop().unwrap().unwrap();
+    let mut window = Window::new(&rig.back.platform, 1).unwrap();
+    window.map(0, MapRequest { gref: page.gref, peer: rig.front.id, access: Access::ReadWrite }).unwrap();
+    assert!(back.rx.respond(&Fragment::new(0, 60).unwrap().emit(page.id, false)));
+    let _ = back.rx.publish();
+    assert_eq!(poll(&mut front).unwrap().1, Vec::<Vec<u8>>::new());
+    let counters = *front.queue().unwrap().counters();
+    assert_eq!((counters.still_mapped, counters.rx_errors), (1, 1));
+    // All the others go on, until it would be its turn.
+    for _ in 0..255 {
+        honest(&rig, &mut front, &mut back);
+    }
+    assert!(back.rx.pop().unwrap().is_none());
+    drop(window);
+    poll(&mut front).unwrap();
+    honest(&rig, &mut front, &mut back);
+    assert_eq!(end(rig, front, back), 0);
+}
+
+#[test]
+fn a_packet_that_the_back_end_maps_completes_when_it_lets_go() {
+    let (rig, mut front, mut back) = connect();
+    submit(&rig, &mut front, 5000);
+    let sent = slots(&mut back);
+    let mut window = Window::new(&rig.back.platform, 1).unwrap();
+    window.map(0, MapRequest { gref: sent[1].gref, peer: rig.front.id, access: Access::ReadOnly }).unwrap();
+    sent.iter().for_each(|slot| answer(&mut back, slot.id, NETIF_RSP_OKAY));
+    for _ in 0..3 {
+        assert_eq!(poll(&mut front).unwrap().0, []);
+    }
+    assert_eq!(front.queue().unwrap().counters().still_mapped, 1);
+    drop(window);
+    assert_eq!(poll(&mut front).unwrap().0, [Ok(())]);
+    assert_eq!(end(rig, front, back), 0);
+}
+
+#[test]
+fn a_back_end_that_vanishes_loses_what_is_in_flight_and_may_come_back() {
+    let rig = Rig::new();
+    for _ in 0..3 {
+        let (mut front, mut back) = connect_on(&rig);
+        submit(&rig, &mut front, 60);
+        submit(&rig, &mut front, 9000);
+        back.device.switch(State::Closed).unwrap();
+        drop(back);
+        let mut results = Vec::new();
+        let changed = front.step(|completion| results.push(completion.result)).unwrap();
+        assert_eq!((changed, front.device().state()), (Change::Closed, State::Closed));
+        assert_eq!(results, [Err(SendError::Lost); 2]);
+    }
+    rig.machine.check_quiet();
+}
+
+#[test]
+fn a_back_end_that_can_not_copy_is_refused() {
+    for (node, value) in [("feature-rx-copy", "0"), ("feature-sg", "x")] {
+        let rig = Rig::new();
+        let device = HandBack::offer(&rig);
+        let mut front: Used = Front::new(&rig.front, &rig.vif.front_path()).unwrap();
+        front.step(drop).unwrap();
+        device.write_own(xenbus::store::Tx::NONE, node, value).unwrap();
+        let back = HandBack::connect(&rig, device);
+        assert!(matches!(front.step(drop), Err(FrontError::Negotiation(_))), "{node}");
+        assert_eq!(front.device().state(), State::Closing);
+        end(rig, front, back);
+    }
+}
+
+#[test]
+fn a_back_end_without_scatter_gather_gets_packets_of_one_slot() {
+    let rig = Rig::new();
+    let device = HandBack::offer(&rig);
+    device.write_own(xenbus::store::Tx::NONE, "feature-sg", 0).unwrap();
+    let mut front: Used = Front::new(&rig.front, &rig.vif.front_path()).unwrap();
+    front.step(drop).unwrap();
+    let back = HandBack::connect(&rig, device);
+    front.step(drop).unwrap();
+    let refused = front.queue().unwrap().submit(packet(&rig, 4097)).unwrap_err().0;
+    assert_eq!(refused, SubmitError::Segments(2));
+    submit(&rig, &mut front, 4096);
+    assert_eq!(end(rig, front, back), 1);
+}
