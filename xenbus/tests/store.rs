@@ -55,7 +55,7 @@ fn message_that_is_larger_than_the_ring_goes_through_it() {
 
 #[test]
 fn permissions_are_read_set_and_kept() {
-    let world = World::default();
+    let world = World::new(Quota { perms: 5, ..Quota::default() });
     let (guest, other) = (world.domain(1), world.domain(2));
     guest.write(Tx::NONE, "a", b"v").unwrap();
     assert_eq!(guest.permissions(Tx::NONE, "a").unwrap(), [perm(1, false, false)]);

@@ -2,6 +2,7 @@
 //!
 //! A new program is a function and a line in [`PROGRAMS`].
 
+mod conformance;
 mod crash;
 mod dom0;
 mod fast;
@@ -38,6 +39,11 @@ pub static PROGRAMS: &[Program] = &[
         run: fast::run,
     },
     Program { name: "linux", about: "uses the disk and console that a Linux dom0 serves", run: linux::run },
+    Program {
+        name: "conformance",
+        about: "makes calls and errors, and tells what Xen or xenstored says",
+        run: conformance::run,
+    },
     Program {
         name: "crash",
         about: "ends badly: kind=panic|fault|write|opcode|stack|memory|driver|error",

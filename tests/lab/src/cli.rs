@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{demo, fast, linux, setup};
+use crate::{conformance, demo, fast, linux, setup};
 
 /// Xen PV drivers in Rust, at work
 #[derive(Debug, Parser)]
@@ -35,6 +35,8 @@ enum Xen {
     Fast(fast::Args),
     /// Boots Linux as dom0 and the guest as domU, on a disk that Linux serves
     Linux(linux::Args),
+    /// Compares what real Xen and oxenstored answer with the transcripts that the mock is held to
+    Conformance(conformance::Args),
 }
 
 pub(crate) fn main() -> ExitCode {
@@ -54,6 +56,7 @@ fn run(cli: &Cli) -> Result<()> {
         Some(Command::Xen(Xen::Setup)) => setup::run(),
         Some(Command::Xen(Xen::Fast(args))) => fast::run(args),
         Some(Command::Xen(Xen::Linux(args))) => linux::run(args),
+        Some(Command::Xen(Xen::Conformance(args))) => conformance::run(args),
     }
 }
 

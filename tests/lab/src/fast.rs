@@ -85,7 +85,10 @@ fn command_line(args: &Args) -> Result<String> {
 }
 
 /// Turns a machine's end into the result of the run.
-fn judge(run: &Run, line: &str, timeout: u64) -> Result<()> {
+///
+/// # Errors
+/// It crashed, lasted too long, or the guest says that it failed.
+pub(crate) fn judge(run: &Run, line: &str, timeout: u64) -> Result<()> {
     if let Some(report) = crash::report(&run.lines) {
         bail!("crash in {line:?}:\n{report}");
     }

@@ -73,9 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let elf = guest::build()?;
     let expected = expect(&mut image)?;
 
-    let mut machine = Machine::new(&beds, 2, "dom0_mem=1536M,max:1536M dom0_max_vcpus=1 guest_loglvl=all");
-    let kernel = File::open(beds.linux()).context("the bed has no Linux; remove its folder and set up again")?;
-    machine.boot(kernel, "console=hvc0 quiet", Some(initrd(&beds, elf, args.timeout)?));
+    let mut machine = machine(&beds, elf, DISK_JOB, args.timeout)?;
     machine.disk(image);
 
     let spinner = ProgressBar::new_spinner().with_message("Xen and dom0 boot");
@@ -94,6 +92,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     println!("passed on real Xen with Linux: SHA-256 as expected, twice ({:.1} s)", started.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Returns the machine whose dom0 runs `job` with the guest.
+///
+/// # Errors
+/// The bed is incomplete, or there is no room for dom0's initrd.
+pub(crate) fn machine(beds: &Beds, elf: File, job: &[u8], timeout: u64) -> Result<Machine> {
+    let mut machine = Machine::new(beds, 2, "dom0_mem=1536M,max:1536M dom0_max_vcpus=1 guest_loglvl=all");
+    let kernel = File::open(beds.linux()).context("the bed has no Linux; remove its folder and set up again")?;
+    machine.boot(kernel, "console=hvc0 quiet", Some(initrd(beds, elf, job, timeout)?));
+    Ok(machine)
 }
 
 /// Opens a disk image for reading.
@@ -143,7 +152,7 @@ fn hex(hash: Sha256) -> String {
 }
 
 /// Puts dom0's tree and this run's own files together. The file has no name, so that nothing is left of it.
-fn initrd(beds: &Beds, mut elf: File, timeout: u64) -> Result<File> {
+fn initrd(beds: &Beds, mut elf: File, job: &[u8], timeout: u64) -> Result<File> {
     let mut initrd = tempfile::tempfile().context("no temporary file for dom0's initrd")?;
     let mut tree = File::open(beds.dom0()).context("the bed has no dom0; remove its folder and set up again")?;
     io::copy(&mut tree, &mut initrd).context("no room for dom0's initrd in the temporary folder")?;
@@ -151,7 +160,7 @@ fn initrd(beds: &Beds, mut elf: File, timeout: u64) -> Result<File> {
     elf.read_to_end(&mut program)?;
     let mut archive = Archive::new(initrd);
     archive.file(b"init", 0o755, INIT)?;
-    archive.file(b"job", 0o755, DISK_JOB)?;
+    archive.file(b"job", 0o755, job)?;
     // dom0 gives up before this program does: it can tell more.
     archive.file(b"job.seconds", 0o644, (timeout * 2 / 3).to_string().as_bytes())?;
     archive.file(b"guest.elf", 0o644, &program)?;
@@ -216,12 +225,31 @@ fn said_in_dom0(lines: &[String]) -> String {
 
 /// Turns a machine's end and what it said into the result of the run.
 fn judge(run: &Run, expected: &Expected, timeout: u64) -> Result<()> {
+    judge_end(run, timeout)?;
+    let report = Report::read(&run.lines);
+    let last = said_in_dom0(&run.lines);
+    for (key, done) in STEPS {
+        ensure!(report.dom0(key).is_some(), "the job stopped before this: {done}; last lines:\n{last}");
+    }
+    judge_status(&report, &last)?;
+    report.compare(expected)
+}
+
+/// Turns the end of a machine, whose job has no more to tell than that it went well, into the result of the run.
+///
+/// # Errors
+/// Something crashed, the job or QEMU failed, or it lasted too long.
+pub(crate) fn judge_job(run: &Run, timeout: u64) -> Result<()> {
+    judge_end(run, timeout)?;
+    judge_status(&Report::read(&run.lines), &said_in_dom0(&run.lines))
+}
+
+fn judge_end(run: &Run, timeout: u64) -> Result<()> {
     if let Some(report) = crash::report(&run.lines) {
         bail!("crash:\n{report}");
     }
-    let report = Report::read(&run.lines);
     let last = said_in_dom0(&run.lines);
-    if let Some(failure) = report.dom0("failed") {
+    if let Some(failure) = Report::read(&run.lines).dom0("failed") {
         bail!("the job in dom0 failed: {failure}; last lines:\n{last}");
     }
     match &run.end {
@@ -229,11 +257,12 @@ fn judge(run: &Run, expected: &Expected, timeout: u64) -> Result<()> {
         End::Dead => bail!("Xen or dom0 crashed; last lines:\n{last}"),
         End::TimedOut => bail!("the job is not done after {timeout} s; last lines:\n{last}"),
     }
-    for (key, done) in STEPS {
-        ensure!(report.dom0(key).is_some(), "the job stopped before this: {done}; last lines:\n{last}");
-    }
+    Ok(())
+}
+
+fn judge_status(report: &Report<'_>, last: &str) -> Result<()> {
     ensure!(report.dom0("status") == Some("0"), "the job in dom0 did not end well; last lines:\n{last}");
-    report.compare(expected)
+    Ok(())
 }
 
 #[cfg(test)]

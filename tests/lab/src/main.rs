@@ -6,6 +6,7 @@
 //! xenlab xen setup              everything that real Xen needs, once, in the user's cache folder
 //! xenlab xen fast [SCENARIO]    the guest as dom0: both ends of each device in one domain
 //! xenlab xen linux --disk IMAGE the guest as domU of a Linux dom0
+//! xenlab xen conformance        what real Xen answers, compared with what the mock is held to
 //! ```
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -16,6 +17,8 @@ use guest as _;
 mod apt;
 #[cfg(not(target_os = "none"))]
 mod cli;
+#[cfg(not(target_os = "none"))]
+mod conformance;
 #[cfg(not(target_os = "none"))]
 mod cpio;
 #[cfg(not(target_os = "none"))]

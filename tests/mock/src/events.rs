@@ -322,8 +322,10 @@ impl State {
 
     /// Tells whether the port may be polled, and whether it has an event.
     pub(crate) fn poll_port(&mut self, dom: DomId, port: Port) -> Result<bool, i32> {
-        self.dom(dom).channels.get(port)?;
-        Ok(is_pending(self.shared_info(dom), port))
+        match self.dom(dom).channels.get(port)?.state {
+            Use::Free | Use::Reserved => Err(XEN_EINVAL),
+            _ => Ok(is_pending(self.shared_info(dom), port)),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use xen_sys::XenPfn;
 use xen_sys::arch_x86::xen_x86_64::{HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START};
 use xen_sys::errno::*;
 use xen_sys::event_channel::*;
+use xen_sys::features::*;
 use xen_sys::grant_table::*;
 use xen_sys::memory::*;
 use xen_sys::sched::*;
@@ -18,7 +19,7 @@ use xen_sys::xen::*;
 use crate::ledger::Kind;
 use crate::shared::Shared;
 use crate::space::Pte;
-use crate::state::{Life, State};
+use crate::state::{BOOT_NS, Life, State};
 
 /// Present bit of a page-table entry.
 const PTE_PRESENT: u64 = 1 << 0;
@@ -29,6 +30,13 @@ const PTE_FRAME: u64 = 0x000f_ffff_ffff_f000;
 
 /// The version that the mock plays: 4.17.
 const VERSION: isize = 4 << 16 | 17;
+/// What it offers to every PV domain.
+const FEATURES: u32 = 1 << XENFEAT_mmu_pt_update_preserve_ad
+    | 1 << XENFEAT_highmem_assist
+    | 1 << XENFEAT_gnttab_map_avail_bits
+    | 1 << XENFEAT_memory_op_vnode_supported;
+/// Numbers that a physical interrupt may have.
+const PIRQS: u32 = 256;
 /// Ports that one `SCHEDOP_poll` may name.
 const POLL_PORTS: u32 = 128;
 /// Set timers further away than this, in ns, are taken for a mistake.
@@ -169,7 +177,7 @@ impl State {
                 Nr::SCHED_OP => self.sched_op(caller, args[0] as u32, args[1]),
                 Nr::VCPU_OP => self.vcpu_op(caller, args[0] as u32, args[1] as u32, args[2]),
                 Nr::CONSOLE_IO => self.console_io(caller, args[0] as u32, args[1], args[2]),
-                Nr::XEN_VERSION => xen_version(args[0] as u32, args[1]),
+                Nr::XEN_VERSION => xen_version(caller, args[0] as u32, args[1]),
                 Nr::SET_TIMER_OP => self.set_timer(caller, args[0] as u64),
                 Nr::UPDATE_VA_MAPPING => self.update_va_mapping(caller, args[0], args[1] as u64),
                 Nr::MMU_UPDATE => self.mmu_update(caller, &args),
@@ -188,7 +196,9 @@ impl State {
                 EVTCHNOP_bind_virq => in_out(arg, |op| self.bind_virq(caller, op)),
                 EVTCHNOP_bind_ipi => in_out(arg, |op| self.bind_ipi(caller, op)),
                 // No domain of the mock has a physical interrupt that it might bind.
-                EVTCHNOP_bind_pirq => copy_in::<EvtchnBindPirq>(arg).and(Err(XEN_EPERM)),
+                EVTCHNOP_bind_pirq => {
+                    Err(if copy_in::<EvtchnBindPirq>(arg)?.pirq < PIRQS { XEN_EPERM } else { XEN_EINVAL })
+                }
                 EVTCHNOP_status => in_out(arg, |op| self.port_status(caller, op)),
                 EVTCHNOP_close => self.close_port(caller, copy_in::<EvtchnClose>(arg)?.port).map(|()| 0),
                 EVTCHNOP_send => {
@@ -236,6 +246,10 @@ impl State {
     unsafe fn answer_setup_table(&mut self, caller: DomId, arg: usize) -> Outcome {
         // SAFETY: the caller's.
         let mut op: GnttabSetupTable = unsafe { copy_in(arg)? };
+        // Seen before anything is done. A list that is only not mapped is found out later, and has a status of its own.
+        if (HYPERVISOR_VIRT_START..HYPERVISOR_VIRT_END).contains(&op.frame_list.0.addr()) {
+            return Err(XEN_EFAULT);
+        }
         op.status = match self.setup_table(caller, &op) {
             Err(status) => status,
             Ok(frames) => {
@@ -291,12 +305,19 @@ impl State {
         match cmd {
             VCPUOP_is_up => Ok(isize::from(vcpu == 0)),
             VCPUOP_stop_periodic_timer => Ok(0),
+            VCPUOP_get_runstate_info => {
+                let now = self.now();
+                let state = if vcpu == 0 { RUNSTATE_running } else { RUNSTATE_offline };
+                let mut info = VcpuRunstateInfo { state, state_entry_time: BOOT_NS, time: [0; 4] };
+                info.time[state as usize] = now - BOOT_NS;
+                // SAFETY: the caller's.
+                unsafe { copy_out(arg, info)? };
+                Ok(0)
+            }
             VCPUOP_set_singleshot_timer if vcpu == 0 => {
                 // SAFETY: the caller's.
                 let op: VcpuSetSingleshotTimer = unsafe { copy_in(arg)? };
-                if op.flags & VCPU_SSHOTTMR_future != 0 && op.timeout_abs_ns < self.now() {
-                    return Err(XEN_ETIME);
-                }
+                // VCPU_SSHOTTMR_future means nothing any more: a time that is past fires at once.
                 self.dom(caller).timer = Some(op.timeout_abs_ns);
                 self.wake_machine();
                 Ok(0)
@@ -352,8 +373,10 @@ impl State {
             return Ok(0);
         }
         let mfn = Mfn((pte & PTE_FRAME) >> 12);
-        if self.frames.owner(mfn) != Some(caller) {
-            return Err(XEN_EINVAL);
+        match self.frames.owner(mfn) {
+            Some(owner) if owner == caller => {}
+            Some(_) => return Err(XEN_EINVAL),
+            None => return Err(XEN_EPERM),
         }
         self.map_page(caller, va, Pte { mfn, writable: pte & PTE_WRITABLE != 0 });
         Ok(0)
@@ -405,7 +428,7 @@ impl State {
     }
 }
 
-unsafe fn xen_version(cmd: u32, arg: usize) -> Outcome {
+unsafe fn xen_version(caller: DomId, cmd: u32, arg: usize) -> Outcome {
     /// Returns a text with zeros behind it.
     fn text<const N: usize>(text: &str) -> [u8; N] {
         let mut field = [0; N];
@@ -419,6 +442,7 @@ unsafe fn xen_version(cmd: u32, arg: usize) -> Outcome {
             XENVER_pagesize => return Ok(PAGE_SIZE as isize),
             XENVER_extraversion => copy_out::<XenExtraversion>(arg, text(".0-mock"))?,
             XENVER_capabilities => copy_out::<XenCapabilitiesInfo>(arg, text("xen-3.0-x86_64 "))?,
+            XENVER_changeset => copy_out::<XenChangesetInfo>(arg, text("mock"))?,
             XENVER_platform_parameters => {
                 copy_out(arg, XenPlatformParameters { virt_start: HYPERVISOR_VIRT_START })?;
             }
@@ -427,7 +451,8 @@ unsafe fn xen_version(cmd: u32, arg: usize) -> Outcome {
                 if asked.submap_idx != 0 {
                     return Err(XEN_EINVAL);
                 }
-                copy_out(arg, XenFeatureInfo { submap_idx: 0, submap: 0 })?;
+                let dom0 = if caller == DomId(0) { 1 << XENFEAT_dom0 } else { 0 };
+                copy_out(arg, XenFeatureInfo { submap_idx: 0, submap: FEATURES | dom0 })?;
             }
             _ => return Err(XEN_ENOSYS),
         }

@@ -71,7 +71,7 @@ enum Clock {
 }
 
 /// Time at the start of a machine. Not 0, which stands for "never" in some hypercalls.
-const BOOT_NS: u64 = 1_000_000_000;
+pub(crate) const BOOT_NS: u64 = 1_000_000_000;
 
 /// Everything that the machine's lock guards.
 pub(crate) struct State {

@@ -66,7 +66,7 @@ impl Store {
         let home = format!("/local/domain/{}", dom.0);
         // The home is the toolstack's; the domain reads it, and writes where a guest has to.
         let readable = format!("n0\0r{}\0", dom.0);
-        let own = format!("n{}\0r0\0", dom.0);
+        let own = format!("n{}\0", dom.0);
         let node = |store: &mut Self, path: &str, value: &str, perms: &str| {
             let path = format!("{home}{path}");
             store.toolstack(XsdSockmsgType::WRITE, &format!("{path}\0{value}"));

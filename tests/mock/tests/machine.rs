@@ -90,7 +90,7 @@ fn a_domain_maps_its_own_frames_only() {
         unsafe { mmu::update_va_mapping(&domain, va.as_ptr().expose_provenance(), frame << 12 | 3, 0) }
     };
     assert_eq!(map(machine.dom0().gfn_of(machine.dom0().start().store).0), Err(XenError::EINVAL));
-    assert_eq!(map(5), Err(XenError::EINVAL));
+    assert_eq!(map(5), Err(XenError::EPERM));
     assert_eq!(map(page.gfn(0).0), Ok(()));
     page.shared().write(8, b"seen twice");
     // SAFETY: mapped just now, and read by nobody else.

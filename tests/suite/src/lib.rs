@@ -10,6 +10,7 @@
 //! | `on_mock` | the bed of three domains on the mock hypervisor (not on the bare target) |
 //! | [`toolstack`] | what `xl` does: makes and removes devices in xenstore |
 //! | [`block`] | the disk: a server with a store in memory, a client that copies and verifies |
+//! | [`conformance`] | scripts of calls and their errors, compared with what real Xen says |
 //! | [`console`] | the console: an echo and who talks to it |
 //! | [`net`] | the network: a reflector and who plays with it |
 //! | [`scenarios`] | the scenarios by name |
@@ -18,6 +19,7 @@
 extern crate alloc;
 
 pub mod block;
+pub mod conformance;
 pub mod console;
 pub mod exec;
 pub mod net;

@@ -218,8 +218,8 @@ impl Daemon {
         let reply = match op {
             Op::WATCH => {
                 let (path, token) = two(payload)?;
-                watches.add(session.who, &session.home, path, token, quota)?;
-                return Ok((ok(), Effect::Watched));
+                let watch = watches.add(session.who, &session.home, path, token, quota)?;
+                return Ok((ok(), Effect::Watched(watch)));
             }
             Op::UNWATCH => {
                 let (path, token) = two(payload)?;
@@ -236,8 +236,8 @@ impl Daemon {
                 alloc::format!("{}\0", transactions.start(session, &self.tree, quota)?).into_bytes()
             }
             Op::TRANSACTION_END => {
-                if tx_id != 0 {
-                    transactions.get(tx_id)?;
+                if tx_id != 0 && transactions.get(tx_id)?.is_full(session, quota) {
+                    return Err(Refusal::Quota);
                 }
                 let commit = match first(payload).map_or(payload, |(word, _)| word) {
                     b"T" => true,
@@ -327,9 +327,9 @@ impl Daemon {
     fn take_effect(&mut self, id: ConnId, effect: Effect) {
         match effect {
             Effect::None => {}
-            Effect::Watched => {
+            Effect::Watched(watch) => {
                 if let Some(Connection { watches, output, .. }) = self.connections.get_mut(&id) {
-                    watches.fire_last(output);
+                    watches.fire_one(watch, output);
                 }
             }
             Effect::Changed(before, changes) => {
@@ -355,8 +355,8 @@ impl Daemon {
 #[derive(Debug)]
 enum Effect {
     None,
-    /// A watch was set, which fires once.
-    Watched,
+    /// A watch of this number was set, which fires once.
+    Watched(u64),
     /// These are the changes, and the tree from before them if it matters.
     Changed(Option<Arc<Tree>>, Changes),
 }

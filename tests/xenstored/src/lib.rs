@@ -49,13 +49,15 @@ pub struct Quota {
 }
 
 impl Default for Quota {
+    /// As oxenstored has them: its limits are 100 watches and 10 transactions, but it counts one too few. Permissions it
+    /// doesn't count.
     fn default() -> Self {
         Self {
             nodes: 1000,
             node_bytes: 2048,
-            perms: 5,
-            watches: 128,
-            transactions: 10,
+            perms: usize::MAX,
+            watches: 101,
+            transactions: 11,
             transaction_ops: 1024,
             outstanding: 20,
         }

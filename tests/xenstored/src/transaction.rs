@@ -11,12 +11,12 @@ use crate::tree::Tree;
 use crate::watch::Changes;
 use crate::{Quota, Refusal};
 
-/// An operation, and how it ended.
+/// An operation that was not refused. One that was is forgotten, even if it would not be refused today.
 #[derive(Debug)]
 struct Done {
     op: Op,
     payload: Vec<u8>,
-    result: Result<Vec<u8>, Refusal>,
+    reply: Vec<u8>,
 }
 
 /// An open transaction.
@@ -29,14 +29,19 @@ pub(crate) struct Transaction {
 }
 
 impl Transaction {
+    /// Tells whether it can't take any more operations. It can't be ended either then: only RESET_WATCHES gets rid of it.
+    pub(crate) fn is_full(&self, session: &Session, quota: &Quota) -> bool {
+        !session.who.privileged() && self.done.len() >= quota.transaction_ops
+    }
+
     /// Does one operation, and remembers it.
     pub(crate) fn run(&mut self, session: &Session, op: Op, payload: &[u8], quota: &Quota) -> Result<Vec<u8>, Refusal> {
-        if !session.who.privileged() && self.done.len() >= quota.transaction_ops {
+        if self.is_full(session, quota) {
             return Err(Refusal::Quota);
         }
-        let result = request::run(&mut self.tree, session, op, payload, quota, &mut self.changes);
-        self.done.push(Done { op, payload: payload.into(), result: result.clone() });
-        result
+        let reply = request::run(&mut self.tree, session, op, payload, quota, &mut self.changes)?;
+        self.done.push(Done { op, payload: payload.into(), reply: reply.clone() });
+        Ok(reply)
     }
 
     /// Makes what was done here come true in `tree`, and returns the tree from before and the changes.
@@ -56,8 +61,8 @@ impl Transaction {
         }
         let mut again = tree.clone();
         let mut changes = Changes::default();
-        for Done { op, payload, result } in &self.done {
-            if request::run(&mut again, session, *op, payload, quota, &mut changes) != *result {
+        for Done { op, payload, reply } in &self.done {
+            if request::run(&mut again, session, *op, payload, quota, &mut changes).as_ref() != Ok(reply) {
                 return Err(Refusal::Again);
             }
         }

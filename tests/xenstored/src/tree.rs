@@ -52,9 +52,11 @@ enum Want {
 }
 
 impl Perms {
-    /// Parses what SET_PERMS carries after the path: `r0`, `b7`, each with a NUL behind it.
+    /// Parses what SET_PERMS carries after the path: `r0`, `b7`, each with a NUL behind it. What has none behind it does not
+    /// count.
     pub(crate) fn parse(text: &[u8]) -> Result<Self, Refusal> {
-        let text = text.strip_suffix(&[0]).ok_or(Refusal::Inval)?;
+        let end = text.iter().rposition(|&byte| byte == 0).ok_or(Refusal::Inval)?;
+        let text = text.get(..end).unwrap_or_default();
         let list = text.split(|&byte| byte == 0).map(parse_perm).collect::<Result<Vec<_>, _>>()?;
         let owner = list.first().ok_or(Refusal::Inval)?.domain;
         Ok(Self { owner, list })
@@ -197,6 +199,9 @@ impl Tree {
 
     /// Makes an empty node; tells whether it is new.
     pub(crate) fn mkdir(&mut self, who: Who, path: &str, quota: &Quota) -> Result<bool, Refusal> {
+        if path == "/" {
+            return Ok(false);
+        }
         self.make_parents(who, path, quota)?;
         if let Some(node) = self.nodes.get(path) {
             node.perms.demand(who, Want::Write)?;
@@ -325,12 +330,18 @@ fn parent(path: &str) -> &str {
     }
 }
 
-/// io/xs_wire.h, XENSTORE_REL_PATH_MAX. Bytes of a path, not counting `/local/domain/ID/` before it.
-const PATH_MAX: usize = 2048;
+/// Bytes of a node's path, not counting `/local/domain/ID/` before it. io/xs_wire.h would allow more.
+const PATH_MAX: usize = 1024;
 
-/// Returns the absolute form of a path of a request, whose relative paths begin at `home`. A special one, as in
+/// Returns the absolute form of the path of a node, whose relative paths begin at `home`. A special one, as in
 /// `@releaseDomain`, is a node below the root.
 pub(crate) fn absolute(raw: &[u8], home: &str) -> Result<String, Refusal> {
+    let path = absolute_of_any_length(raw, home)?;
+    if without_home(&path).len() > PATH_MAX { Err(Refusal::Inval) } else { Ok(path) }
+}
+
+/// As [`absolute`], for what is watched: no node need ever be there.
+pub(crate) fn absolute_of_any_length(raw: &[u8], home: &str) -> Result<String, Refusal> {
     let text = core::str::from_utf8(raw).map_err(|_| Refusal::Inval)?;
     let path = match text.as_bytes().first() {
         None => return Err(Refusal::Inval),
@@ -338,9 +349,6 @@ pub(crate) fn absolute(raw: &[u8], home: &str) -> Result<String, Refusal> {
         Some(b'@') => alloc::format!("/{text}"),
         Some(_) => alloc::format!("{home}{text}"),
     };
-    if without_home(&path).len() > PATH_MAX {
-        return Err(Refusal::Inval);
-    }
     let valid = |name: &str| {
         !name.is_empty()
             && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'@'))

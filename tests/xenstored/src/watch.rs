@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use xen_sys::DomId;
 use xen_sys::io::xs_wire::{XENSTORE_PAYLOAD_MAX, XsdSockmsgType as Op};
 
-use crate::tree::{Tree, Who, absolute, covers};
+use crate::tree::{Tree, Who, absolute_of_any_length, covers};
 use crate::wire::{Kind, Output, Packet};
 use crate::{Quota, Refusal};
 
@@ -42,12 +42,13 @@ struct Watch {
 
 #[derive(Debug, Default)]
 pub(crate) struct Watches {
+    /// In the order in which they fire: from the root down, of the same path the last one first.
     list: Vec<Watch>,
     next: u64,
 }
 
 impl Watches {
-    /// Adds a watch. The caller fires it once, by [`fire_last`](Self::fire_last).
+    /// Adds a watch, and returns its number. The caller fires it once, by [`fire_one`](Self::fire_one).
     pub(crate) fn add(
         &mut self,
         who: Who,
@@ -55,7 +56,7 @@ impl Watches {
         path: &[u8],
         token: &[u8],
         quota: &Quota,
-    ) -> Result<(), Refusal> {
+    ) -> Result<u64, Refusal> {
         let key = key(path, home)?;
         if !who.privileged() && self.list.len() >= quota.watches {
             return Err(Refusal::Quota);
@@ -64,9 +65,11 @@ impl Watches {
             return Err(Refusal::Exist);
         }
         let path = String::from_utf8_lossy(path).into_owned();
-        self.list.push(Watch { id: self.next, key, path, token: token.into(), pending: 0 });
+        let id = self.next;
+        let place = self.list.partition_point(|watch| watch.key < key);
+        self.list.insert(place, Watch { id, key, path, token: token.into(), pending: 0 });
         self.next += 1;
-        Ok(())
+        Ok(id)
     }
 
     pub(crate) fn remove(&mut self, home: &str, path: &[u8], token: &[u8]) -> Result<(), Refusal> {
@@ -84,9 +87,9 @@ impl Watches {
         self.list.len()
     }
 
-    /// Fires the watch that was added last, whatever there is at its path.
-    pub(crate) fn fire_last(&mut self, output: &mut Output) {
-        if let Some(watch) = self.list.last_mut() {
+    /// Fires a watch, whatever there is at its path.
+    pub(crate) fn fire_one(&mut self, id: u64, output: &mut Output) {
+        if let Some(watch) = self.list.iter_mut().find(|watch| watch.id == id) {
             let path = watch.path.clone();
             watch.fire(&path, output);
         }
@@ -157,7 +160,7 @@ impl Watch {
 }
 
 fn key(path: &[u8], home: &str) -> Result<String, Refusal> {
-    let key = absolute(path, home)?;
+    let key = absolute_of_any_length(path, home)?;
     Ok(if path.starts_with(b"@") { key.get(1..).unwrap_or_default().into() } else { key })
 }
 
