@@ -11,37 +11,40 @@ use xenbus::ring::{Field, RingError, RingMemory};
 use xennet::back::{Back, BackError, Change, Interface, SendError};
 use xennet::{MAX_PACKET, MAX_SLOTS, MIN_PACKET};
 
-use crate::rig::{HandFront, Platform, Rig};
+use crate::rig::{Cut, HandFront, MAC, Platform, Rig, pattern};
 
-/// Keeps what is delivered.
+/// Keeps what is delivered, in memory that is cut in one way after another.
 struct Sink {
     platform: Platform,
     got: Vec<Vec<u8>>,
     /// Has no memory for packets.
     poor: bool,
+    allocated: usize,
     released: usize,
     up: bool,
 }
 
+const PIECES: [u16; 3] = [4096, 1000, 333];
+
 impl Interface for Sink {
-    type Packet = PageBuf<Platform>;
+    type Packet = Cut;
 
     fn is_up(&self) -> bool {
         self.up
     }
 
-    fn allocate(&mut self, len: usize) -> Option<PageBuf<Platform>> {
+    fn allocate(&mut self, len: usize) -> Option<Cut> {
         assert!((MIN_PACKET..=MAX_PACKET).contains(&len));
-        if self.poor { None } else { PageBuf::new(&self.platform, len).ok() }
+        self.allocated += 1;
+        let piece = PIECES[self.allocated % PIECES.len()];
+        (!self.poor).then(|| Cut { whole: PageBuf::new(&self.platform, len).unwrap(), piece })
     }
 
-    fn deliver(&mut self, packet: PageBuf<Platform>) {
-        let mut bytes = vec![0; packet.len()];
-        packet.shared().read(0, &mut bytes);
-        self.got.push(bytes);
+    fn deliver(&mut self, packet: Cut) {
+        self.got.push(packet.bytes());
     }
 
-    fn release(&mut self, _: PageBuf<Platform>) {
+    fn release(&mut self, _: Cut) {
         self.released += 1;
     }
 }
@@ -49,8 +52,9 @@ impl Interface for Sink {
 type Served = Back<mock::Node, Sink>;
 
 fn serve(rig: &Rig) -> Served {
-    let sink = Sink { platform: rig.back.platform.clone(), got: Vec::new(), poor: false, released: 0, up: true };
-    let mut back = Back::new(&rig.back, &rig.vif.back_path(), sink).unwrap();
+    let platform = rig.back.platform.clone();
+    let sink = Sink { platform, got: Vec::new(), poor: false, allocated: 0, released: 0, up: true };
+    let mut back = Back::new(&rig.back, &rig.back_path(), sink).unwrap();
     assert_eq!(back.step().unwrap(), Change::None);
     assert_eq!(back.device().state(), State::InitWait);
     back
@@ -62,22 +66,18 @@ fn connect(pages: usize) -> (Rig, Served, HandFront) {
     let mut back = serve(&rig);
     let front = HandFront::new(&rig, pages);
     assert_eq!(back.step().unwrap(), Change::Connected);
-    let bytes: Vec<u8> = (0..pages * 4096).map(|at| pattern(at)).collect();
+    let bytes: Vec<u8> = (0..pages * 4096).map(pattern).collect();
     front.pages.shared().write(0, &bytes);
     (rig, back, front)
-}
-
-const fn pattern(at: usize) -> u8 {
-    (at % 251) as u8
 }
 
 /// The front end goes, the toolstack removes the device, and nothing is left.
 fn end(rig: Rig, mut back: Served, mut front: HandFront) {
     front.device.switch(State::Closed).unwrap();
-    rig.vif.ask_detach(&rig.toolstack.store).unwrap();
+    rig.ask_detach();
     assert_eq!(back.step().unwrap(), Change::Removed);
     drop((back, front));
-    assert!(!rig.vif.back_exists(&rig.toolstack.store).unwrap());
+    assert!(!rig.back_exists());
     rig.machine.check_quiet();
 }
 
@@ -264,23 +264,19 @@ fn an_index_that_lies_closes_the_device_once() {
                 true => front.tx.memory().store(field, index, Ordering::Release),
                 false => front.rx.memory().store(field, index, Ordering::Release),
             }
-            let packet = PageBuf::new(&rig.back.platform, 60).unwrap();
-            back.send(packet).map_err(|_| ()).unwrap();
+            back.send(packet(&rig, 60)).map_err(|_| ()).unwrap();
             let error = back.poll().unwrap_err();
             assert!(matches!(error, BackError::Ring(RingError::PeerOverflow { .. })), "{claimed}: {error}");
             assert_eq!((back.device().state(), back.interface().released), (State::Closing, 1));
             assert!(!back.poll().unwrap());
-            assert!(back.send(PageBuf::new(&rig.back.platform, 60).unwrap()).is_err());
+            assert!(back.send(packet(&rig, 60)).is_err());
             end(rig, back, front);
         }
     }
 }
 
-fn packet(rig: &Rig, len: usize, first: u8) -> PageBuf<Platform> {
-    let packet = PageBuf::new(&rig.back.platform, len).unwrap();
-    let bytes: Vec<u8> = (0..len).map(|at| pattern(at).wrapping_add(first)).collect();
-    packet.shared().write(0, &bytes);
-    packet
+fn packet(rig: &Rig, len: usize) -> Cut {
+    Cut::new(&rig.back.platform, len, PIECES[len % PIECES.len()])
 }
 
 /// Posts pages, by the number of each.
@@ -301,8 +297,8 @@ fn received(front: &mut HandFront) -> Vec<(u16, u16, i16)> {
 fn packets_wait_for_pages_and_go_in_their_order() {
     let (rig, mut back, mut front) = connect(20);
     let lengths = [60, 4097, 14, 12_288, MAX_PACKET];
-    for (index, len) in lengths.iter().enumerate() {
-        back.send(packet(&rig, *len, index as u8)).map_err(|(error, _)| error).unwrap();
+    for len in &lengths {
+        back.send(packet(&rig, *len)).map_err(|(error, _)| error).unwrap();
     }
     back.push().unwrap();
     assert_eq!(received(&mut front), []);
@@ -323,10 +319,7 @@ fn packets_wait_for_pages_and_go_in_their_order() {
         }
     }
     assert_eq!(seen, (0..23).map(|page| page % 20).collect::<Vec<u16>>());
-    let sent = lengths
-        .iter()
-        .enumerate()
-        .map(|(index, len)| (0..*len).map(|at| pattern(at).wrapping_add(index as u8)).collect::<Vec<u8>>());
+    let sent = lengths.iter().map(|len| (0..*len).map(pattern).collect::<Vec<u8>>());
     assert_eq!(packets, sent.chain([Vec::new()]).collect::<Vec<_>>());
     assert_eq!(back.interface().released, 5);
     end(rig, back, front);
@@ -336,10 +329,10 @@ fn packets_wait_for_pages_and_go_in_their_order() {
 fn a_front_end_that_posts_nothing_costs_a_ring_of_packets() {
     let (rig, mut back, front) = connect(1);
     for _ in 0..256 {
-        back.send(packet(&rig, 60, 0)).map_err(|(error, _)| error).unwrap();
+        back.send(packet(&rig, 60)).map_err(|(error, _)| error).unwrap();
     }
     for dropped in 1..=1000 {
-        let (error, _) = back.send(packet(&rig, 60, 0)).unwrap_err();
+        let (error, _) = back.send(packet(&rig, 60)).unwrap_err();
         assert_eq!((error, back.counters().unwrap().rx_dropped), (SendError::Full, dropped));
     }
     back.push().unwrap();
@@ -351,7 +344,7 @@ fn a_front_end_that_posts_nothing_costs_a_ring_of_packets() {
 fn the_queue_is_bounded_in_bytes_too() {
     let (rig, mut back, front) = connect(1);
     let mut taken = 0;
-    while back.send(packet(&rig, MAX_PACKET, 0)).is_ok() {
+    while back.send(packet(&rig, MAX_PACKET)).is_ok() {
         taken += 1;
     }
     assert_eq!(taken, 16);
@@ -362,7 +355,7 @@ fn the_queue_is_bounded_in_bytes_too() {
 fn what_is_no_packet_is_not_sent() {
     let (rig, mut back, front) = connect(1);
     for len in [1, 13, MAX_PACKET + 1] {
-        let (error, _) = back.send(packet(&rig, len, 0)).unwrap_err();
+        let (error, _) = back.send(packet(&rig, len)).unwrap_err();
         assert_eq!(error, SendError::Length(len));
     }
     end(rig, back, front);
@@ -375,7 +368,7 @@ fn a_posted_page_that_is_not_granted_loses_its_packet_alone() {
     assert!(front.rx.push(&NetifRxRequest { id: 2, pad: 0, gref: GrantRef(0xffff_0000) }));
     post(&mut front, 3..8);
     for len in [60, 12_000, 4096, 60] {
-        back.send(packet(&rig, len, 0)).map_err(|(error, _)| error).unwrap();
+        back.send(packet(&rig, len)).map_err(|(error, _)| error).unwrap();
     }
     back.poll().unwrap();
     let lost = NETIF_RSP_ERROR;
@@ -398,7 +391,7 @@ fn connected_is_said_when_the_interface_is_up_and_not_before() {
     }
     back.interface_mut().up = true;
     assert_eq!(back.step().unwrap(), Change::Connected);
-    assert_eq!(back.mac().unwrap().unwrap().to_string(), "00:16:3e:58:45:4e");
+    assert_eq!(back.mac().unwrap().unwrap().to_string(), MAC);
     end(rig, back, front);
 }
 
@@ -428,8 +421,8 @@ fn a_front_end_without_scatter_gather_gets_no_packet_longer_than_a_page() {
     let front = HandFront::new(&rig, 1);
     front.device.write_own(xenbus::store::Tx::NONE, "feature-sg", 0).unwrap();
     assert_eq!(back.step().unwrap(), Change::Connected);
-    assert_eq!(back.send(packet(&rig, 4097, 0)).unwrap_err().0, SendError::Length(4097));
-    assert!(back.send(packet(&rig, 4096, 0)).is_ok());
+    assert_eq!(back.send(packet(&rig, 4097)).unwrap_err().0, SendError::Length(4097));
+    assert!(back.send(packet(&rig, 4096)).is_ok());
     end(rig, back, front);
 }
 
@@ -442,7 +435,7 @@ fn a_front_end_comes_back_and_is_served_again() {
         front.pages.shared().write(0, &(0..4096).map(pattern).collect::<Vec<u8>>());
         assert_eq!(back.step().unwrap(), Change::Connected);
         honest(&mut back, &mut front);
-        back.send(packet(&rig, 60, 0)).map_err(|(error, _)| error).unwrap();
+        back.send(packet(&rig, 60)).map_err(|(error, _)| error).unwrap();
         front.device.switch(State::Closing).unwrap();
         assert_eq!(back.step().unwrap(), Change::None);
         front.device.switch(State::Closed).unwrap();

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use hypercall::grant::{Access, CopyBatch, Local};
 use hypercall::grant::{Foreign, MapRequest, Window};
-use hypercall::mem::{PageBuf, Pages};
+use hypercall::mem::Pages;
 use xen_sys::io::netif::*;
 use xenbus::device::State;
 use xenbus::ring::{Field, RingError, RingMemory, RingPages};
@@ -12,9 +12,9 @@ use xennet::front::{Change, Front, FrontError, QueueError, Returned, SendError, 
 use xennet::protocol::{Fragment, Why, lost};
 use xennet::{MAX_PACKET, MAX_SLOTS};
 
-use crate::rig::{HandBack, Platform, Rig};
+use crate::rig::{Cut, FRONT, HandBack, MAC, Rig};
 
-type Used = Front<mock::Node, PageBuf<Platform>>;
+type Used = Front<mock::Node, Cut>;
 
 /// Both ends, connected.
 fn connect() -> (Rig, Used, HandBack) {
@@ -25,12 +25,12 @@ fn connect() -> (Rig, Used, HandBack) {
 
 fn connect_on(rig: &Rig) -> (Used, HandBack) {
     let device = HandBack::offer(rig);
-    let mut front = Front::new(&rig.front, &rig.vif.front_path()).unwrap();
+    let mut front = Front::new(&rig.front, FRONT).unwrap();
     assert_eq!(front.step(drop).unwrap(), Change::None);
     assert_eq!(front.device().state(), State::Initialised);
     let back = HandBack::connect(rig, device);
     let Change::Connected(link) = front.step(drop).unwrap() else { panic!("not connected") };
-    assert_eq!((link.mac.to_string().as_str(), link.mtu, link.scatter_gather), ("00:16:3e:58:45:4e", 1500, true));
+    assert_eq!((link.mac.to_string().as_str(), link.mtu, link.scatter_gather), (MAC, 1500, true));
     (front, back)
 }
 
@@ -52,10 +52,8 @@ fn end(rig: Rig, mut front: Used, mut back: HandBack) -> usize {
     lost
 }
 
-fn packet(rig: &Rig, len: usize) -> PageBuf<Platform> {
-    let packet = PageBuf::new(&rig.front.platform, len).unwrap();
-    packet.shared().write(0, &(0..len).map(|at| (at % 251) as u8).collect::<Vec<_>>());
-    packet
+fn packet(rig: &Rig, len: usize) -> Cut {
+    Cut::new(&rig.front.platform, len, 4096)
 }
 
 fn submit(rig: &Rig, front: &mut Used, len: usize) {
@@ -113,6 +111,22 @@ fn a_packet_goes_out_in_a_slot_a_page_and_completes_once_with_its_worst_status()
 }
 
 #[test]
+fn segments_go_out_as_they_are_cut() {
+    let (rig, mut front, mut back) = connect();
+    let packet = Cut::new(&rig.front.platform, 5000, 1500);
+    front.queue().unwrap().submit(packet).map_err(|(error, _)| error).unwrap();
+    front.queue().unwrap().push();
+    let sent = slots(&mut back);
+    let seen: Vec<_> = sent.iter().map(|slot| (slot.offset, slot.size)).collect();
+    assert_eq!(seen, [(0, 5000), (1500, 1500), (3000, 1096), (0, 904)]);
+    let mut grefs: Vec<_> = sent.iter().map(|slot| slot.gref).collect();
+    grefs.sort_unstable();
+    grefs.dedup();
+    assert_eq!(grefs.len(), 4);
+    assert_eq!(end(rig, front, back), 1);
+}
+
+#[test]
 fn each_status_is_a_result_and_an_unknown_one_an_error() {
     let (rig, mut front, mut back) = connect();
     for (status, result) in [
@@ -133,10 +147,15 @@ fn each_status_is_a_result_and_an_unknown_one_an_error() {
 #[test]
 fn packets_that_can_not_be_are_not_submitted() {
     let (rig, mut front, back) = connect();
-    let mut refused = |len| front.queue().unwrap().submit(packet(&rig, len)).unwrap_err().0;
-    assert_eq!(refused(13), SubmitError::Malformed(Why::TooShort(13)));
-    assert_eq!(refused(MAX_PACKET + 1), SubmitError::Malformed(Why::TooLong));
-    assert_eq!(refused(MAX_SLOTS * 4096 + 1), SubmitError::Malformed(Why::TooLong));
+    for (len, piece, why) in [
+        (13, 4096, Why::TooShort(13)),
+        (MAX_PACKET + 1, 4096, Why::TooLong),
+        (60, 13, Why::SplitHeader(13)),
+        (19 * 14, 14, Why::TooManySlots),
+    ] {
+        let refused = front.queue().unwrap().submit(Cut::new(&rig.front.platform, len, piece)).unwrap_err();
+        assert_eq!((refused.0, refused.1.whole.len()), (SubmitError::Malformed(why), len));
+    }
     assert_eq!(front.queue().unwrap().counters().tx_packets, 0);
     assert_eq!(end(rig, front, back), 0);
 }
@@ -164,21 +183,20 @@ fn a_ring_full_of_packets_takes_no_more_and_what_is_in_flight_is_lost_once() {
 
 #[test]
 fn a_response_to_what_is_not_in_flight_breaks_the_queue() {
-    let twice = |back: &mut HandBack, id| {
+    let twice: fn(&mut HandBack, u16) -> u16 = |back, id| {
         answer(back, id, NETIF_RSP_OKAY);
         answer(back, id, NETIF_RSP_OKAY);
         id
     };
-    let other = |back: &mut HandBack, id: u16| {
+    let other: fn(&mut HandBack, u16) -> u16 = |back, id| {
         answer(back, id + 100, NETIF_RSP_OKAY);
         id + 100
     };
-    let outside = |back: &mut HandBack, _| {
+    let outside: fn(&mut HandBack, u16) -> u16 = |back, _| {
         answer(back, 256, NETIF_RSP_OKAY);
         256
     };
-    let cases: [&dyn Fn(&mut HandBack, u16) -> u16; 3] = [&twice, &other, &outside];
-    for case in cases {
+    for case in [twice, other, outside] {
         let (rig, mut front, mut back) = connect();
         submit(&rig, &mut front, 60);
         submit(&rig, &mut front, 60);
@@ -414,7 +432,7 @@ fn a_back_end_that_can_not_copy_is_refused() {
     for (node, value) in [("feature-rx-copy", "0"), ("feature-sg", "x")] {
         let rig = Rig::new();
         let device = HandBack::offer(&rig);
-        let mut front: Used = Front::new(&rig.front, &rig.vif.front_path()).unwrap();
+        let mut front: Used = Front::new(&rig.front, FRONT).unwrap();
         front.step(drop).unwrap();
         device.write_own(xenbus::store::Tx::NONE, node, value).unwrap();
         let back = HandBack::connect(&rig, device);
@@ -429,7 +447,7 @@ fn a_back_end_without_scatter_gather_gets_packets_of_one_slot() {
     let rig = Rig::new();
     let device = HandBack::offer(&rig);
     device.write_own(xenbus::store::Tx::NONE, "feature-sg", 0).unwrap();
-    let mut front: Used = Front::new(&rig.front, &rig.vif.front_path()).unwrap();
+    let mut front: Used = Front::new(&rig.front, FRONT).unwrap();
     front.step(drop).unwrap();
     let back = HandBack::connect(&rig, device);
     front.step(drop).unwrap();

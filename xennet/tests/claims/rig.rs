@@ -2,13 +2,13 @@
 
 use hypercall::event::Channel;
 use hypercall::grant::SharedPages;
+use hypercall::mem::{Buffer, PageBuf, Segment};
 use mock::{Config, Machine, Node};
-use suite::net::interface;
-use suite::toolstack::NewDevice;
 use xen_sys::io::netif::{NetifRxRequest, NetifRxResponse, NetifTxRequest, NetifTxResponse};
 use xenbus::Domain;
 use xenbus::device::{Device, State};
 use xenbus::ring::{BackRing, FrontRing, MappedPages, RingPages};
+use xenbus::store::{Perm, Store as _, StoreError, Tx};
 use xennet::features::{self, Rings};
 
 pub(crate) type Grants = <Node as Domain>::Grants;
@@ -16,12 +16,17 @@ pub(crate) type Store = <Node as Domain>::Store;
 pub(crate) type Events = <Node as Domain>::Events;
 pub(crate) type Platform = mock::Domain;
 
+/// Where the front end's directory is, from its domain's home.
+pub(crate) const FRONT: &str = "device/vif/0";
+
+/// The address of the front end's interface.
+pub(crate) const MAC: &str = "00:16:3e:58:45:4e";
+
 /// Three domains and a device between two of them.
 pub(crate) struct Rig {
     pub(crate) front: Node,
     pub(crate) back: Node,
-    pub(crate) toolstack: Node,
-    pub(crate) vif: NewDevice<'static>,
+    toolstack: Node,
     // Last: the nodes are handles of it.
     pub(crate) machine: Machine,
 }
@@ -31,11 +36,85 @@ impl Rig {
         let machine = Machine::new(Config::deterministic(7));
         let toolstack = machine.services(machine.dom0().id());
         let (front, back) = (machine.boot(), machine.boot());
-        let vif = interface(front.id, back.id);
-        vif.attach(&toolstack.store).unwrap();
-        machine.mark_usage();
-        Self { front, back, toolstack, vif, machine }
+        let rig = Self { front, back, toolstack, machine };
+        rig.toolstack.store.transaction(|tx| rig.attach(tx)).unwrap();
+        rig.machine.mark_usage();
+        rig
     }
+
+    /// Returns where the back end's directory is, from its domain's home.
+    pub(crate) fn back_path(&self) -> String {
+        format!("backend/vif/{}/0", self.front.id.0)
+    }
+
+    fn attach(&self, tx: Tx) -> Result<(), StoreError> {
+        let store = &self.toolstack.store;
+        let (front, back) = (self.front.id, self.back.id);
+        let front_path = format!("/local/domain/{}/{FRONT}", front.0);
+        let back_path = format!("/local/domain/{}/{}", back.0, self.back_path());
+        for (path, owner, reader) in [(&front_path, front, back), (&back_path, back, front)] {
+            let perm = |domain, read| Perm { domain, read, write: false };
+            store.mkdir(tx, path)?;
+            store.set_permissions(tx, path, &[perm(owner, false), perm(reader, true)])?;
+            store.write_text(tx, &format!("{path}/mac"), MAC)?;
+            store.write_text(tx, &format!("{path}/state"), State::Initialising.number())?;
+        }
+        store.write_text(tx, &format!("{front_path}/backend"), &back_path)?;
+        store.write_text(tx, &format!("{front_path}/backend-id"), back.0)?;
+        store.write_text(tx, &format!("{back_path}/frontend"), &front_path)?;
+        store.write_text(tx, &format!("{back_path}/frontend-id"), front.0)?;
+        store.write_text(tx, &format!("{back_path}/online"), 1)
+    }
+
+    /// The toolstack wants the device to go.
+    pub(crate) fn ask_detach(&self) {
+        let path = format!("/local/domain/{}/{}/online", self.back.id.0, self.back_path());
+        self.toolstack.store.write_text(Tx::NONE, &path, 0).unwrap();
+    }
+
+    /// Tells whether the back end's directory is there.
+    pub(crate) fn back_exists(&self) -> bool {
+        self.back.store.directory(Tx::NONE, &self.back_path()).is_ok()
+    }
+}
+
+/// Memory of a packet, in segments of so many bytes at most.
+pub(crate) struct Cut {
+    pub(crate) whole: PageBuf<Platform>,
+    pub(crate) piece: u16,
+}
+
+// SAFETY: parts of the segments of a buffer that it owns.
+unsafe impl Buffer for Cut {
+    fn segments(&self) -> impl Iterator<Item = Segment> {
+        self.whole.segments().flat_map(move |segment| {
+            (0..segment.len).step_by(self.piece.into()).map(move |at| Segment {
+                offset: segment.offset + at,
+                len: self.piece.min(segment.len - at),
+                ..segment
+            })
+        })
+    }
+}
+
+impl Cut {
+    /// Makes one with bytes in it that can be told apart from those at other places.
+    pub(crate) fn new(platform: &Platform, len: usize, piece: u16) -> Self {
+        let whole = PageBuf::new(platform, len).unwrap();
+        whole.shared().write(0, &(0..len).map(pattern).collect::<Vec<_>>());
+        Self { whole, piece }
+    }
+
+    /// Returns its bytes.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.whole.len()];
+        self.whole.shared().read(0, &mut bytes);
+        bytes
+    }
+}
+
+pub(crate) const fn pattern(at: usize) -> u8 {
+    (at % 251) as u8
 }
 
 /// A front end by hand: rings, and pages to send from and to receive into, which are its own.
@@ -51,7 +130,7 @@ impl HandFront {
     /// Makes one with so many pages, and says that it is there.
     pub(crate) fn new(rig: &Rig, pages: usize) -> Self {
         let (grants, peer) = (&rig.front.grants, rig.back.id);
-        let mut device = Device::front(&rig.front.store, &rig.vif.front_path()).unwrap();
+        let mut device = Device::front(&rig.front.store, FRONT).unwrap();
         device.switch(State::Initialising).unwrap();
         let ring = || SharedPages::new(grants, peer, 1).unwrap();
         let tx = FrontRing::new(RingPages::new(ring()));
@@ -82,7 +161,7 @@ pub(crate) struct HandBack {
 impl HandBack {
     /// Says what it takes.
     pub(crate) fn offer(rig: &Rig) -> Device<Store> {
-        let mut device = Device::back(&rig.back.store, &rig.vif.back_path()).unwrap();
+        let mut device = Device::back(&rig.back.store, &rig.back_path()).unwrap();
         features::offer(&device).unwrap();
         device.switch(State::InitWait).unwrap();
         device
