@@ -219,6 +219,10 @@ impl<D: Domain, S: Store> Back<D, S> {
         if wish != Wish::Stay && !self.device.is_closing() {
             self.device.switch(State::Closing)?;
         }
+        if self.waiting {
+            // Its ring is out of use, whatever it says now.
+            return self.disconnect(wish);
+        }
         match (self.device.state(), self.device.other_state()?) {
             (State::Unknown | State::Initialising, _) => self.offer(),
             (State::Closed, _) if wish == Wish::Leave => self.remove(),

@@ -416,6 +416,10 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     /// The back end is gone: completes all that is in flight, with [`IoError::Lost`] unless it was answered.
     pub(super) fn give_up(&mut self, mut done: impl FnMut(Completion<B>)) {
         self.stop();
+        if self.broken.is_none() {
+            // Its last answers. Should they break the protocol, then there is nobody left to blame.
+            let _ = self.take_all(&mut done);
+        }
         self.broken = Some(QueueError::Gone);
         let slots = core::mem::take(&mut self.slots);
         self.free = None;

@@ -1,0 +1,607 @@
+//! What the tests of the disk share: a bed that is stepped by hand, owners of our two ends, and ends that do whatever a test wants.
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use hypercall::event::Channel;
+use hypercall::grant::{Access, MapRequest, SharedPages, Window};
+use hypercall::mem::{PAGE_SIZE, PageBuf, Shared};
+use hypercall::{DomId, GrantRef, Port};
+use mock::{Config, Domain, Machine, Node};
+use suite::block;
+use suite::toolstack::NewDevice;
+use xbd::back::{self, Back, Started, Store as Disk, StoreFault, Token, Work};
+use xbd::front::{self, Completion, Front, IoError, Returned};
+use xbd::protocol::Operation;
+use xbd::{MAX_SEGMENTS, SECTOR};
+use xen_sys::io::blkif::{BlkifOp, BlkifRequest, BlkifRequestSegment, BlkifResponse};
+use xenbus::device::State;
+use xenbus::ring::{Field, MappedPages, RingMemory, RingPages};
+use xenbus::store::{Store, StoreError, Tx};
+
+/// What goes through a queue: a number to know it by, and the data.
+pub(crate) type Io = (u64, Option<PageBuf<Domain>>);
+
+/// Slots of a ring of one page.
+pub(crate) const DEPTH: u32 = 32;
+
+/// Draws lots.
+pub(crate) struct Lots(pub(crate) u64);
+
+impl Lots {
+    /// Draws a number below `count`.
+    pub(crate) fn below(&mut self, count: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % count
+    }
+}
+
+/// Three domains, and a disk between two of them that the toolstack has made.
+pub(crate) struct Bed {
+    pub(crate) toolstack: Node,
+    pub(crate) front: Node,
+    pub(crate) back: Node,
+    pub(crate) device: NewDevice<'static>,
+    /// Events that were dispatched and not taken yet.
+    pending: RefCell<BTreeSet<(DomId, Port)>>,
+    /// Dropped last.
+    pub(crate) machine: Machine,
+}
+
+impl Bed {
+    pub(crate) fn new(seed: u64) -> Self {
+        let machine = Machine::new(Config::deterministic(seed));
+        let toolstack = machine.services(DomId(0));
+        let (front, back) = (machine.boot(), machine.boot());
+        let device = block::disk(front.id, back.id);
+        device.attach(&toolstack.store).unwrap();
+        let bed = Self { toolstack, front, back, device, pending: RefCell::default(), machine };
+        bed.settle();
+        bed.machine.mark_usage();
+        bed
+    }
+
+    /// Lets the machine do all that there is to do, and the domains take their events.
+    pub(crate) fn settle(&self) {
+        loop {
+            self.machine.settle();
+            let mut taken = 0;
+            for node in [&self.toolstack, &self.front, &self.back] {
+                taken += node.events.dispatch(0, |event| {
+                    if event.port == node.store.port() {
+                        node.store.process();
+                    } else {
+                        self.pending.borrow_mut().insert((node.id, event.port));
+                    }
+                });
+            }
+            if taken == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Takes the event of a port, if one has come.
+    pub(crate) fn take(&self, node: &Node, port: Option<Port>) -> bool {
+        port.is_some_and(|port| self.pending.borrow_mut().remove(&(node.id, port)))
+    }
+
+    /// Writes one of the front end's nodes, as the front end's domain may.
+    pub(crate) fn front_says(&self, node: &str, value: impl std::fmt::Display) -> Result<(), StoreError> {
+        self.front.store.write_text(Tx::NONE, &format!("{}/{node}", self.device.front_path()), value)
+    }
+
+    /// Writes one of the back end's nodes, as the back end's domain may.
+    pub(crate) fn back_says(&self, node: &str, value: impl std::fmt::Display) -> Result<(), StoreError> {
+        self.back.store.write_text(Tx::NONE, &format!("{}/{node}", self.device.back_path()), value)
+    }
+
+    /// Reads a node that is below the home of a domain, as the toolstack may.
+    pub(crate) fn read(&self, domain: &Node, path: &str) -> Option<String> {
+        let path = format!("/local/domain/{}/{path}", domain.id.0);
+        self.toolstack.store.read_if_there(Tx::NONE, &path).unwrap()
+    }
+
+    pub(crate) fn front_state(&self) -> Option<String> {
+        self.read(&self.front, &format!("{}/state", self.device.front_path()))
+    }
+
+    pub(crate) fn back_state(&self) -> Option<String> {
+        self.read(&self.back, &format!("{}/state", self.device.back_path()))
+    }
+
+    /// Checks that no rule was broken and nothing is left.
+    pub(crate) fn check_quiet(&self) {
+        // What a peer has let go of meanwhile.
+        self.front.grants.retry_quarantine();
+        self.machine.check_quiet();
+    }
+
+    /// Removes the back end's directory, as a toolstack does that has lost its patience.
+    pub(crate) fn remove_back(&self) {
+        let path = format!("/local/domain/{}/{}", self.back.id.0, self.device.back_path());
+        self.toolstack.store.rm(Tx::NONE, &path).unwrap();
+    }
+}
+
+/// What became of an I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Done {
+    pub(crate) number: u64,
+    pub(crate) result: Result<(), IoError>,
+    /// The buffer came back.
+    pub(crate) whole: bool,
+}
+
+impl From<Completion<Io>> for Done {
+    fn from(Completion { buffer, result }: Completion<Io>) -> Self {
+        Self { number: buffer.get().0, result, whole: matches!(buffer, Returned::Whole(_)) }
+    }
+}
+
+/// Our front end, with an owner that is led by events and watches alone.
+pub(crate) struct FrontOwner {
+    pub(crate) front: Front<Node, Io>,
+    pub(crate) done: Vec<Done>,
+    pub(crate) connected: bool,
+    pub(crate) close_wanted: bool,
+    pub(crate) closed: bool,
+    /// Errors of the life cycle and of the queue.
+    pub(crate) errors: Vec<String>,
+    /// Number of the next I/O.
+    pub(crate) next: u64,
+}
+
+impl FrontOwner {
+    pub(crate) fn new(bed: &Bed) -> Self {
+        Self::try_new(bed).unwrap()
+    }
+
+    pub(crate) fn try_new(bed: &Bed) -> Result<Self, front::FrontError> {
+        let front = Front::new(&bed.front, &bed.device.front_path())?;
+        Ok(Self {
+            front,
+            done: Vec::new(),
+            connected: false,
+            close_wanted: false,
+            closed: false,
+            errors: Vec::new(),
+            next: 0,
+        })
+    }
+
+    /// Submits an I/O of so many pages; its number comes back with its completion.
+    pub(crate) fn submit(&mut self, bed: &Bed, operation: Operation, sector: u64, pages: usize) -> Option<u64> {
+        let buffer = PageBuf::new(&bed.front.platform, pages * PAGE_SIZE).ok()?;
+        self.submit_buffer(operation, sector, (pages > 0).then_some(buffer))
+    }
+
+    pub(crate) fn submit_buffer(
+        &mut self,
+        operation: Operation,
+        sector: u64,
+        buffer: Option<PageBuf<Domain>>,
+    ) -> Option<u64> {
+        let number = self.next;
+        let queue = self.front.queue()?;
+        queue.submit(operation, sector, (number, buffer)).ok()?;
+        queue.push();
+        self.next += 1;
+        Some(number)
+    }
+
+    /// Takes what the queue's event tells.
+    pub(crate) fn poll(&mut self) {
+        let Some(queue) = self.front.queue() else { return };
+        let done = &mut self.done;
+        if let Err(error) = queue.poll(|completion| done.push(completion.into())) {
+            self.errors.push(error.to_string());
+            // The owner's duty; what the store says to it is in the next step.
+            let _ = self.front.close();
+            self.step();
+        }
+    }
+
+    pub(crate) fn step(&mut self) {
+        let done = &mut self.done;
+        match self.front.step(|completion| done.push(completion.into())) {
+            Ok(front::Change::Connected(_)) => self.connected = true,
+            Ok(front::Change::CloseWanted) => self.close_wanted = true,
+            Ok(front::Change::Closed) => self.closed = true,
+            Ok(front::Change::Resized(_) | front::Change::None) => {}
+            Err(error) => self.errors.push(error.to_string()),
+        }
+    }
+
+    /// Does what events and watches ask for. Tells whether they asked.
+    pub(crate) fn turn(&mut self, bed: &Bed) -> bool {
+        bed.settle();
+        let event = bed.take(&bed.front, self.front.port());
+        if event {
+            self.poll();
+        }
+        let changed = self.front.device().changed();
+        if changed || (event && self.front.device().is_closing()) {
+            self.step();
+        }
+        event || changed
+    }
+
+    /// Goes on until nothing asks any more.
+    pub(crate) fn follow(&mut self, bed: &Bed) {
+        until_quiet(|| self.turn(bed));
+    }
+
+    /// Checks that each I/O so far is over, exactly once.
+    pub(crate) fn check_each_once(&self) {
+        let mut numbers: Vec<u64> = self.done.iter().map(|done| done.number).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, (0..self.next).collect::<Vec<_>>(), "{:?}", self.done);
+    }
+}
+
+/// Our back end, with an owner that is led by events and watches alone.
+pub(crate) struct BackOwner<S: Disk> {
+    pub(crate) back: Back<Node, S>,
+    pub(crate) connections: u32,
+    pub(crate) disconnections: u32,
+    pub(crate) removed: bool,
+    pub(crate) errors: Vec<String>,
+    pub(crate) steps: u64,
+    more: bool,
+}
+
+impl<S: Disk> BackOwner<S> {
+    pub(crate) fn new(bed: &Bed, store: S) -> Self {
+        Self::try_new(bed, store).unwrap()
+    }
+
+    pub(crate) fn try_new(bed: &Bed, store: S) -> Result<Self, back::BackError> {
+        let back = Back::new(&bed.back, &bed.device.back_path(), store)?;
+        Ok(Self { back, connections: 0, disconnections: 0, removed: false, errors: Vec::new(), steps: 0, more: false })
+    }
+
+    pub(crate) fn poll(&mut self) {
+        match self.back.poll() {
+            Ok(more) => self.more = more,
+            Err(error) => self.errors.push(error.to_string()),
+        }
+    }
+
+    pub(crate) fn step(&mut self) {
+        self.steps += 1;
+        match self.back.step() {
+            Ok(back::Change::Connected) => {
+                self.connections += 1;
+                self.poll();
+            }
+            Ok(back::Change::Disconnected) => self.disconnections += 1,
+            Ok(back::Change::Removed) => self.removed = true,
+            Ok(back::Change::None) => {}
+            Err(error) => self.errors.push(error.to_string()),
+        }
+    }
+
+    pub(crate) fn turn(&mut self, bed: &Bed) -> bool {
+        bed.settle();
+        if self.removed {
+            return false;
+        }
+        let event = bed.take(&bed.back, self.back.port()) || std::mem::take(&mut self.more);
+        if event {
+            self.poll();
+        }
+        let changed = self.back.device().changed() || self.back.closing();
+        if changed {
+            self.step();
+        }
+        event || changed
+    }
+
+    pub(crate) fn follow(&mut self, bed: &Bed) {
+        until_quiet(|| self.turn(bed));
+    }
+}
+
+/// Lets both ends go on until nothing asks any more.
+pub(crate) fn follow_both<S: Disk>(bed: &Bed, front: &mut FrontOwner, back: &mut BackOwner<S>) {
+    until_quiet(|| front.turn(bed) | back.turn(bed));
+}
+
+/// Goes on as long as `turn` says so, within reason: no end may keep its owner busy for ever.
+fn until_quiet(turn: impl FnMut() -> bool) {
+    let turns = std::iter::repeat_with(turn).take(10_000).take_while(|more| *more).count();
+    assert!(turns < 10_000, "it asks for another turn for ever");
+}
+
+/// What a [`Shelf`] has been asked for and not done.
+struct Job {
+    token: Token,
+    operation: Operation,
+    sector: u64,
+    parts: Vec<(NonNull<u8>, usize)>,
+}
+
+/// The inside of a [`Slow`] disk.
+pub(crate) struct Shelf {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) read_only: bool,
+    /// Nothing is finished, but kept until this is taken back.
+    pub(crate) hold: bool,
+    /// Everything fails.
+    pub(crate) fail: bool,
+    pub(crate) started: u64,
+    jobs: VecDeque<Job>,
+}
+
+impl Shelf {
+    pub(crate) fn jobs(&self) -> usize {
+        self.jobs.len()
+    }
+
+    fn work(&mut self, operation: Operation, sector: u64, parts: &[(NonNull<u8>, usize)]) -> Result<(), StoreFault> {
+        if self.fail {
+            return Err(StoreFault);
+        }
+        let mut at = sector as usize * SECTOR;
+        for (va, len) in parts {
+            // SAFETY: the back end keeps the parts mapped until the token is named; the front end sees them through atomics.
+            let part = unsafe { Shared::new(*va, *len) };
+            match operation {
+                Operation::Read => part.write(0, &self.bytes[at..at + len]),
+                Operation::Write => part.read(0, &mut self.bytes[at..at + len]),
+                Operation::Flush => {}
+            }
+            at += len;
+        }
+        Ok(())
+    }
+}
+
+/// A disk in memory that works when it is told to.
+#[derive(Clone)]
+pub(crate) struct Slow(pub(crate) Rc<RefCell<Shelf>>);
+
+impl Slow {
+    pub(crate) fn new(sectors: usize) -> Self {
+        let bytes = (0..sectors * SECTOR).map(|at| (at / SECTOR * 7 + at) as u8).collect();
+        let shelf = Shelf { bytes, read_only: false, hold: false, fail: false, started: 0, jobs: VecDeque::new() };
+        Self(Rc::new(RefCell::new(shelf)))
+    }
+
+    pub(crate) fn hold(&self, hold: bool) {
+        self.0.borrow_mut().hold = hold;
+    }
+}
+
+impl Disk for Slow {
+    fn sectors(&self) -> u64 {
+        (self.0.borrow().bytes.len() / SECTOR) as u64
+    }
+
+    fn read_only(&self) -> bool {
+        self.0.borrow().read_only
+    }
+
+    fn start(&mut self, token: Token, work: Work<'_>) -> Started {
+        let (operation, sector, parts) = match work {
+            Work::Read { sector, parts } => (Operation::Read, sector, parts),
+            Work::Write { sector, parts } => (Operation::Write, sector, parts),
+            Work::Flush => (Operation::Flush, 0, &[][..]),
+        };
+        let parts: Vec<_> = parts.iter().map(|part| (part.as_ptr(), part.len())).collect();
+        let mut shelf = self.0.borrow_mut();
+        shelf.started += 1;
+        if !shelf.hold {
+            return Started::Done(shelf.work(operation, sector, &parts));
+        }
+        shelf.jobs.push_back(Job { token, operation, sector, parts });
+        Started::Pending
+    }
+
+    fn completed(&mut self) -> Option<(Token, Result<(), StoreFault>)> {
+        let mut shelf = self.0.borrow_mut();
+        if shelf.hold {
+            return None;
+        }
+        let job = shelf.jobs.pop_front()?;
+        let result = shelf.work(job.operation, job.sector, &job.parts);
+        Some((job.token, result))
+    }
+}
+
+type FrontPages = RingPages<SharedPages<hypercall::grant::GrantTable<Domain>>, BlkifRequest, BlkifResponse>;
+type BackPages = RingPages<MappedPages<Domain>, BlkifRequest, BlkifResponse>;
+type Events = hypercall::event::EventChannels<Domain>;
+
+/// A front end that does whatever a test wants.
+pub(crate) struct RawFront {
+    pub(crate) ring: FrontPages,
+    pub(crate) channel: Channel<Events>,
+    pub(crate) req_prod: u32,
+    rsp_cons: u32,
+}
+
+impl RawFront {
+    /// Makes the ring, and tells where it is.
+    pub(crate) fn offer(bed: &Bed) -> Self {
+        Self::offer_but(bed, "", "")
+    }
+
+    /// Makes the ring, and tells where it is; but one node says something else.
+    pub(crate) fn offer_but(bed: &Bed, wrong: &str, value: &str) -> Self {
+        let pages = SharedPages::new(&bed.front.grants, bed.back.id, 1).unwrap();
+        let gref = pages.refs()[0];
+        let ring = RingPages::new(pages);
+        let channel = Channel::offer(&bed.front.events, bed.back.id).unwrap();
+        bed.front_says("ring-ref", gref.0).unwrap();
+        bed.front_says("event-channel", channel.port().0).unwrap();
+        bed.front_says("protocol", "x86_64-abi").unwrap();
+        if !wrong.is_empty() {
+            bed.front_says(wrong, value).unwrap();
+        }
+        let mut front = Self { ring, channel, req_prod: 0, rsp_cons: 0 };
+        front.start_at(0);
+        bed.front_says("state", State::Initialised.number()).unwrap();
+        front
+    }
+
+    /// Sets all indices, before the other end looks at them.
+    pub(crate) fn start_at(&mut self, index: u32) {
+        for (field, value) in [
+            (Field::ReqProd, index),
+            (Field::RspProd, index),
+            (Field::ReqEvent, index.wrapping_add(1)),
+            (Field::RspEvent, index.wrapping_add(1)),
+        ] {
+            self.ring.store(field, value, std::sync::atomic::Ordering::SeqCst);
+        }
+        (self.req_prod, self.rsp_cons) = (index, index);
+    }
+
+    /// Writes requests and shows them.
+    pub(crate) fn send(&mut self, requests: &[BlkifRequest]) {
+        for request in requests {
+            self.ring.write_request((self.req_prod % DEPTH) as usize, request);
+            self.req_prod = self.req_prod.wrapping_add(1);
+        }
+        self.show(self.req_prod);
+    }
+
+    /// Claims to have made so many requests.
+    pub(crate) fn show(&mut self, req_prod: u32) {
+        self.ring.store(Field::ReqProd, req_prod, std::sync::atomic::Ordering::SeqCst);
+        self.channel.notify();
+    }
+
+    /// Takes the responses that are there.
+    pub(crate) fn responses(&mut self) -> Vec<BlkifResponse> {
+        let rsp_prod = self.ring.load(Field::RspProd, std::sync::atomic::Ordering::SeqCst);
+        let mut responses = Vec::new();
+        while self.rsp_cons != rsp_prod {
+            responses.push(self.ring.read_response((self.rsp_cons % DEPTH) as usize));
+            self.rsp_cons = self.rsp_cons.wrapping_add(1);
+        }
+        self.ring.store(Field::RspEvent, self.rsp_cons.wrapping_add(1), std::sync::atomic::Ordering::SeqCst);
+        responses
+    }
+}
+
+/// A page that a raw front end has granted.
+pub(crate) struct Granted(SharedPages<hypercall::grant::GrantTable<Domain>>);
+
+impl Granted {
+    pub(crate) fn new(bed: &Bed) -> Self {
+        Self(SharedPages::new(&bed.front.grants, bed.back.id, 1).unwrap())
+    }
+
+    pub(crate) fn gref(&self) -> GrantRef {
+        self.0.refs()[0]
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; PAGE_SIZE];
+        self.0.shared().read(0, &mut bytes);
+        bytes
+    }
+
+    pub(crate) fn fill(&self, byte: u8) {
+        self.0.shared().write(0, &[byte; PAGE_SIZE]);
+    }
+}
+
+/// Makes a request with one segment a grant, each a whole page.
+pub(crate) fn raw_request(op: BlkifOp, id: u64, sector: u64, grefs: &[GrantRef]) -> BlkifRequest {
+    let mut raw = BlkifRequest {
+        operation: op,
+        nr_segments: grefs.len() as u8,
+        id,
+        sector_number: sector,
+        ..BlkifRequest::default()
+    };
+    for (segment, gref) in raw.seg.iter_mut().zip(grefs) {
+        *segment = BlkifRequestSegment { gref: *gref, first_sect: 0, last_sect: 7, ..Default::default() };
+    }
+    raw
+}
+
+/// A back end that does whatever a test wants.
+pub(crate) struct RawBack {
+    pub(crate) ring: BackPages,
+    pub(crate) channel: Channel<Events>,
+    pub(crate) req_cons: u32,
+    pub(crate) rsp_prod: u32,
+    pub(crate) window: Window<Domain>,
+}
+
+impl RawBack {
+    /// Tells what the disk is, as a right back end does.
+    pub(crate) fn offer(bed: &Bed) {
+        bed.back_says("sectors", 1024).unwrap();
+        bed.back_says("state", State::InitWait.number()).unwrap();
+    }
+
+    /// Maps the ring of a front end that is Initialised. The other end is not told.
+    pub(crate) fn attach(bed: &Bed) -> Self {
+        let front = |node: &str| bed.read(&bed.front, &format!("{}/{node}", bed.device.front_path())).unwrap();
+        let gref = GrantRef(front("ring-ref").parse().unwrap());
+        let port = Port(front("event-channel").parse().unwrap());
+        let pages = MappedPages::new(&bed.back.platform, bed.front.id, &[gref]).unwrap();
+        let channel = Channel::bind(&bed.back.events, bed.front.id, port).unwrap();
+        let window = Window::new(&bed.back.platform, DEPTH as usize * MAX_SEGMENTS).unwrap();
+        Self { ring: RingPages::new(pages), channel, req_cons: 0, rsp_prod: 0, window }
+    }
+
+    /// Connects a front end to a raw back end.
+    pub(crate) fn connect(bed: &Bed, front: &mut FrontOwner) -> Self {
+        Self::offer(bed);
+        front.follow(bed);
+        let back = Self::attach(bed);
+        bed.back_says("state", State::Connected.number()).unwrap();
+        front.follow(bed);
+        assert!(front.connected, "{:?}", front.errors);
+        back
+    }
+
+    /// Takes the requests that are there.
+    pub(crate) fn requests(&mut self) -> Vec<BlkifRequest> {
+        let order = std::sync::atomic::Ordering::SeqCst;
+        let req_prod = self.ring.load(Field::ReqProd, order);
+        let mut requests = Vec::new();
+        while self.req_cons != req_prod {
+            requests.push(self.ring.read_request((self.req_cons % DEPTH) as usize));
+            self.req_cons = self.req_cons.wrapping_add(1);
+        }
+        self.ring.store(Field::ReqEvent, self.req_cons.wrapping_add(1), order);
+        requests
+    }
+
+    /// Writes responses and shows them.
+    pub(crate) fn respond(&mut self, responses: &[BlkifResponse]) {
+        for response in responses {
+            self.ring.write_response((self.rsp_prod % DEPTH) as usize, response);
+            self.rsp_prod = self.rsp_prod.wrapping_add(1);
+        }
+        self.show(self.rsp_prod);
+    }
+
+    /// Claims to have made so many responses.
+    pub(crate) fn show(&mut self, rsp_prod: u32) {
+        self.ring.store(Field::RspProd, rsp_prod, std::sync::atomic::Ordering::SeqCst);
+        self.channel.notify();
+    }
+
+    /// Maps the first page of a request.
+    pub(crate) fn map(&mut self, bed: &Bed, slot: usize, request: &BlkifRequest) -> bool {
+        let access = if request.operation == BlkifOp::READ { Access::ReadWrite } else { Access::ReadOnly };
+        self.window.map(slot, MapRequest { gref: request.seg[0].gref, peer: bed.front.id, access }).is_ok()
+    }
+}
+
+/// The right response to a request, with a status.
+pub(crate) fn answer(request: &BlkifRequest, status: i16) -> BlkifResponse {
+    BlkifResponse { id: request.id, operation: request.operation, status, ..BlkifResponse::default() }
+}

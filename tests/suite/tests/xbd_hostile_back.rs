@@ -1,0 +1,466 @@
+//! Our front end of a disk against a back end that does what it may not do.
+#![cfg(not(target_os = "none"))]
+
+mod common;
+
+use common::{Bed, DEPTH, Done, FrontOwner, Lots, RawBack, answer};
+use xbd::front::{IoError, QueueError, SubmitError};
+use xbd::protocol::Operation;
+use xen_sys::io::blkif::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, BlkifOp, BlkifResponse};
+use xenbus::device::State;
+use xenbus::ring::RingError;
+use xenbus::store::{Store, Tx};
+
+fn connected(seed: u64) -> (Bed, FrontOwner, RawBack) {
+    let bed = Bed::new(seed);
+    let mut front = FrontOwner::new(&bed);
+    let back = RawBack::connect(&bed, &mut front);
+    (bed, front, back)
+}
+
+/// The back end lets go of everything, and the front end ends: nothing may be left.
+fn ends(bed: &Bed, front: &mut FrontOwner, back: RawBack) {
+    drop(back);
+    bed.back_says("state", State::Closed.number()).unwrap();
+    front.follow(bed);
+    assert!(front.closed, "{:?}", front.errors);
+    assert_eq!(bed.front_state().as_deref(), Some("6"));
+    front.check_each_once();
+}
+
+/// Three requests are in flight, the back end says something impossible: the queue is out of use at once and for ever, and each
+/// request ends once.
+fn breaks(say: impl FnOnce(&mut RawBack, &[xen_sys::io::blkif::BlkifRequest]), expected: &QueueError) {
+    let (bed, mut front, mut back) = connected(3);
+    for sector in 0..3 {
+        front.submit(&bed, Operation::Write, sector * 8, 1).unwrap();
+    }
+    let requests = back.requests();
+    assert_eq!(requests.len(), 3);
+    say(&mut back, &requests);
+    bed.settle();
+    let mut done = Vec::new();
+    for _ in 0..3 {
+        let queue = front.front.queue().unwrap();
+        let polled = queue.poll(|completion| done.push(Done::from(completion)));
+        assert_eq!(polled.as_ref(), Err(expected));
+    }
+    front.done.append(&mut done);
+    // No request is taken any more, and none is lost: its buffer comes back.
+    let (error, _) = front.front.queue().unwrap().submit(Operation::Flush, 0, (99, None)).unwrap_err();
+    assert_eq!(error, SubmitError::NotConnected);
+    front.poll();
+    assert_eq!(bed.front_state().as_deref(), Some("6"));
+    front.check_each_once();
+    assert!(front.done.iter().all(|done| done.whole));
+    ends(&bed, &mut front, back);
+    drop(front);
+    bed.check_quiet();
+}
+
+#[test]
+fn response_to_what_was_never_asked_breaks_the_queue() {
+    for id in [3, 31, 32, 33, 0xffff, 0x1_0000, 0x1_0001, 1 << 32, u64::MAX] {
+        let say = |back: &mut RawBack, _: &[_]| {
+            back.respond(&[BlkifResponse { id, operation: BlkifOp::WRITE, ..Default::default() }]);
+        };
+        breaks(say, &QueueError::UnknownId(id));
+    }
+}
+
+#[test]
+fn second_response_to_a_request_breaks_the_queue() {
+    let say = |back: &mut RawBack, requests: &[_]| {
+        back.respond(&[answer(&requests[1], BLKIF_RSP_OKAY), answer(&requests[1], BLKIF_RSP_OKAY)]);
+    };
+    // Slots are the numbers.
+    breaks(say, &QueueError::UnknownId(1));
+}
+
+#[test]
+fn response_for_another_operation_breaks_the_queue() {
+    for op in (0..=u8::MAX).filter(|op| *op != BlkifOp::WRITE.0).step_by(17).chain([0, 2, 3]) {
+        let claimed = BlkifOp(op);
+        let say = |back: &mut RawBack, _: &[_]| {
+            back.respond(&[BlkifResponse { id: 0, operation: claimed, ..Default::default() }]);
+        };
+        breaks(say, &QueueError::WrongOperation { id: 0, claimed });
+    }
+}
+
+#[test]
+fn producer_beyond_the_requests_breaks_the_queue() {
+    for claim in [4, DEPTH - 1, DEPTH, DEPTH + 1, 1 << 31, u32::MAX - 1, u32::MAX] {
+        let expected = QueueError::Ring(RingError::PeerOverflow { claimed: claim, size: 3 });
+        breaks(|back, _| back.show(claim), &expected);
+    }
+}
+
+#[test]
+fn producer_up_to_the_requests_is_taken() {
+    for claim in 0..=3u32 {
+        let (bed, mut front, mut back) = connected(5);
+        for sector in 0..3 {
+            front.submit(&bed, Operation::Read, sector * 8, 1).unwrap();
+        }
+        let answers: Vec<_> = back.requests().iter().map(|request| answer(request, BLKIF_RSP_OKAY)).collect();
+        back.respond(&answers[..claim as usize]);
+        front.follow(&bed);
+        assert_eq!(front.done.len(), claim as usize);
+        back.respond(&answers[claim as usize..]);
+        front.follow(&bed);
+        assert!(front.done.iter().all(|done| done.result == Ok(()) && done.whole));
+        assert_eq!(front.errors, [""; 0]);
+        front.front.close().unwrap();
+        front.step();
+        ends(&bed, &mut front, back);
+        drop(front);
+        bed.check_quiet();
+    }
+}
+
+#[test]
+fn every_status_ends_its_request_and_none_breaks_the_queue() {
+    let (bed, mut front, mut back) = connected(7);
+    let all = [BLKIF_RSP_OKAY, BLKIF_RSP_ERROR, BLKIF_RSP_EOPNOTSUPP, 1, -3, i16::MIN, i16::MAX];
+    for (index, status) in all.into_iter().enumerate() {
+        front.submit(&bed, Operation::Read, 0, 1).unwrap();
+        let requests = back.requests();
+        back.respond(&[answer(&requests[0], status)]);
+        front.follow(&bed);
+        let expected = match status {
+            BLKIF_RSP_OKAY => Ok(()),
+            BLKIF_RSP_ERROR => Err(IoError::Failed),
+            BLKIF_RSP_EOPNOTSUPP => Err(IoError::NotSupported),
+            other => Err(IoError::BadStatus(other)),
+        };
+        assert_eq!(front.done[index], Done { number: index as u64, result: expected, whole: true });
+    }
+    assert_eq!(front.front.queue().unwrap().counters().errors, 6);
+    assert_eq!(front.errors, [""; 0]);
+    front.front.close().unwrap();
+    front.step();
+    ends(&bed, &mut front, back);
+    drop(front);
+    bed.check_quiet();
+}
+
+#[test]
+fn buffer_is_not_given_back_before_the_back_end_lets_go_of_it() {
+    let (bed, mut front, mut back) = connected(11);
+    front.submit(&bed, Operation::Read, 0, 1).unwrap();
+    let requests = back.requests();
+    assert!(back.map(&bed, 0, &requests[0]));
+    back.respond(&[answer(&requests[0], BLKIF_RSP_OKAY)]);
+    front.follow(&bed);
+    assert_eq!(front.done, []);
+    let queue = front.front.queue().unwrap();
+    assert_eq!((queue.in_flight(), queue.counters().still_mapped), (1, 1));
+    // Others go on meanwhile, and it may be asked as often as one likes.
+    for round in 1..=2 * DEPTH as usize {
+        front.submit(&bed, Operation::Write, 8, 1).unwrap();
+        let requests = back.requests();
+        back.respond(&[answer(&requests[0], BLKIF_RSP_OKAY)]);
+        front.follow(&bed);
+        assert_eq!(front.done.len(), round);
+    }
+    back.window.unmap(0).unwrap();
+    back.channel.notify();
+    front.follow(&bed);
+    assert_eq!(front.done.last(), Some(&Done { number: 0, result: Ok(()), whole: true }));
+    assert_eq!(front.front.queue().unwrap().in_flight(), 0);
+    front.front.close().unwrap();
+    front.step();
+    ends(&bed, &mut front, back);
+    drop(front);
+    bed.check_quiet();
+}
+
+#[test]
+fn closing_does_not_wait_for_an_answered_request_whose_page_is_kept_and_the_page_is_never_used_again() {
+    let (bed, mut front, mut back) = connected(13);
+    front.submit(&bed, Operation::Read, 0, 1).unwrap();
+    front.submit(&bed, Operation::Read, 8, 1).unwrap();
+    let requests = back.requests();
+    assert!(back.map(&bed, 0, &requests[0]));
+    assert!(back.map(&bed, 1, &requests[1]));
+    back.respond(&[answer(&requests[0], BLKIF_RSP_ERROR)]);
+    front.follow(&bed);
+    front.front.close().unwrap();
+    front.step();
+    assert_eq!(bed.front_state().as_deref(), Some("5"), "the second request is not answered");
+    back.respond(&[answer(&requests[1], BLKIF_RSP_OKAY)]);
+    front.follow(&bed);
+    assert_eq!(bed.front_state().as_deref(), Some("6"), "both are");
+    assert_eq!(front.done, []);
+    bed.back_says("state", State::Closed.number()).unwrap();
+    front.follow(&bed);
+    assert!(front.closed);
+    front.check_each_once();
+    assert_eq!(front.done[0], Done { number: 0, result: Err(IoError::Failed), whole: false });
+    assert_eq!(front.done[1], Done { number: 1, result: Ok(()), whole: false });
+    drop(front);
+    assert_eq!(bed.machine.violations(), [""; 0]);
+    // The ring and two pages are the back end's as long as it keeps them, and their references too.
+    let stats = bed.front.grants.stats();
+    assert_eq!((stats.quarantined_refs, stats.quarantined_pages), (3, 1));
+    drop(back);
+    bed.front.grants.retry_quarantine();
+    assert_eq!(bed.front.grants.stats().quarantined_refs, 0);
+    assert_eq!(bed.machine.violations(), [""; 0]);
+    // What is lost is what can't be had back: the two buffers.
+    let leaks: Vec<_> = bed.machine.leaks().iter().map(ToString::to_string).collect();
+    assert_eq!(leaks.len(), 1, "{leaks:?}");
+    assert!(leaks[0].contains("pages, before"), "{leaks:?}");
+}
+
+#[test]
+fn owner_that_drops_a_disk_with_requests_in_flight_breaks_no_rule() {
+    let (bed, mut front, mut back) = connected(17);
+    for sector in 0..4 {
+        front.submit(&bed, Operation::Read, sector * 8, 2).unwrap();
+    }
+    let requests = back.requests();
+    assert!(back.map(&bed, 0, &requests[1]));
+    drop(front);
+    assert_eq!(bed.machine.violations(), [""; 0]);
+    assert!(!back.map(&bed, 1, &requests[0]), "its grant is over");
+    drop(back);
+    assert_eq!(bed.machine.violations(), [""; 0]);
+}
+
+#[test]
+fn back_end_that_dies_in_flight_ends_each_request_once_with_its_answer_if_there_was_one() {
+    for answered in 0..=6usize {
+        let (bed, mut front, mut back) = connected(19);
+        for sector in 0..6 {
+            front.submit(&bed, Operation::Read, sector * 8, 3).unwrap();
+        }
+        let requests = back.requests();
+        assert!(back.map(&bed, 0, &requests[5]));
+        let answers: Vec<_> = requests.iter().map(|request| answer(request, BLKIF_RSP_OKAY)).collect();
+        // Shown, but its event is lost with the domain.
+        back.respond(&answers[..answered]);
+        bed.remove_back();
+        bed.machine.kill(bed.back.id);
+        front.follow(&bed);
+        assert!(front.closed);
+        front.check_each_once();
+        front.done.sort_unstable_by_key(|done| done.number);
+        for (index, done) in front.done.iter().enumerate() {
+            assert_eq!(done.result, if index < answered { Ok(()) } else { Err(IoError::Lost) });
+            assert!(done.whole, "a dead domain maps nothing");
+        }
+        drop((front, back));
+        bed.check_quiet();
+    }
+}
+
+#[test]
+fn back_end_whose_domain_dies_unseen_is_found_gone_by_whoever_looks() {
+    let (bed, mut front, back) = connected(21);
+    front.submit(&bed, Operation::Read, 0, 1).unwrap();
+    // What a dead domain owned in the store goes with it, and no watch tells.
+    bed.machine.kill(bed.back.id);
+    front.follow(&bed);
+    front.step();
+    assert!(front.closed);
+    front.check_each_once();
+    drop((front, back));
+    bed.check_quiet();
+}
+
+#[test]
+fn back_end_that_is_gone_for_ever_can_be_given_up_although_our_own_directory_is_gone_too() {
+    let (bed, mut front, back) = connected(23);
+    front.submit(&bed, Operation::Read, 0, 1).unwrap();
+    bed.remove_back();
+    // As a toolstack does; and the home of a domain's devices is not its own to make new ones in.
+    bed.device.clean_up(&bed.toolstack.store).unwrap();
+    front.follow(&bed);
+    assert!(front.closed, "{:?}", front.errors);
+    assert_eq!(bed.front_state(), None);
+    front.check_each_once();
+    drop((front, back));
+    bed.check_quiet();
+}
+
+/// Values that no node may have, or that no disk may have there.
+#[test]
+fn node_that_is_garbage_closes_the_device_and_nothing_else() {
+    let bad: &[(&str, &[&str])] = &[
+        (
+            "sectors",
+            &["", "-1", "x", "1 2", "18446744073709551616", "18446744073709551615", "36028797018963968", "0x10"],
+        ),
+        ("sector-size", &["0", "1", "511", "513", "8192", "-512", "512.0", "4294967296", "x", ""]),
+        ("physical-sector-size", &["0", "256", "513", "x", "4294967296"]),
+        ("info", &["x", "-1", "4294967296"]),
+        ("feature-flush-cache", &["x", "-1"]),
+    ];
+    let bed = Bed::new(29);
+    for (node, values) in bad {
+        for value in *values {
+            bed.back_says(node, value).unwrap();
+            if *node != "sectors" {
+                bed.back_says("sectors", 1024).unwrap();
+            }
+            bed.back_says("state", State::InitWait.number()).unwrap();
+            let mut front = FrontOwner::new(&bed);
+            front.follow(&bed);
+            let back = RawBack::attach(&bed);
+            bed.back_says("state", State::Connected.number()).unwrap();
+            front.follow(&bed);
+            assert_eq!(front.errors.len(), 1, "{node}={value:?}: {:?}", front.errors);
+            assert!(!front.connected, "{node}={value:?}");
+            assert_eq!(bed.front_state().as_deref(), Some("5"), "{node}={value:?}");
+            let told = bed.read(&bed.front, &format!("error/{}/error", bed.device.front_path()));
+            assert_eq!(told.as_ref(), front.errors.first());
+            bed.back_says("state", State::Closing.number()).unwrap();
+            front.follow(&bed);
+            assert_eq!(bed.front_state().as_deref(), Some("6"), "{node}={value:?}");
+            ends(&bed, &mut front, back);
+        }
+        let path = format!("{}/{node}", bed.device.back_path());
+        bed.back.store.rm(Tx::NONE, &path).unwrap();
+    }
+    // And then it is right, and works.
+    let mut front = FrontOwner::new(&bed);
+    let back = RawBack::connect(&bed, &mut front);
+    let disk = *front.front.disk().unwrap();
+    assert_eq!((disk.sectors, disk.sector_size, disk.read_only, disk.flush), (1024, 512, false, false));
+    front.front.close().unwrap();
+    front.step();
+    ends(&bed, &mut front, back);
+    drop(front);
+    bed.check_quiet();
+}
+
+#[test]
+fn size_that_is_missing_closes_the_device() {
+    let bed = Bed::new(31);
+    bed.back_says("state", State::InitWait.number()).unwrap();
+    let mut front = FrontOwner::new(&bed);
+    front.follow(&bed);
+    let back = RawBack::attach(&bed);
+    bed.back_says("state", State::Connected.number()).unwrap();
+    front.follow(&bed);
+    assert_eq!(front.errors.len(), 1);
+    assert!(front.errors[0].contains("ENOENT"), "{:?}", front.errors);
+    ends(&bed, &mut front, back);
+    drop(front);
+    bed.check_quiet();
+}
+
+#[test]
+fn state_that_is_garbage_closes_the_device_and_is_reported_once() {
+    let (bed, mut front, back) = connected(37);
+    front.submit(&bed, Operation::Write, 0, 1).unwrap();
+    for garbage in ["9", "x", "-1", ""] {
+        bed.back_says("state", garbage).unwrap();
+        front.follow(&bed);
+    }
+    assert_eq!(front.errors.len(), 1, "{:?}", front.errors);
+    assert!(front.closed);
+    front.check_each_once();
+    drop((front, back));
+    bed.check_quiet();
+}
+
+#[test]
+fn back_end_that_is_back_before_it_was_seen_to_go_ends_the_device() {
+    for state in [State::Initialising, State::InitWait] {
+        for closing in [false, true] {
+            let (bed, mut front, mut back) = connected(41);
+            front.submit(&bed, Operation::Write, 0, 1).unwrap();
+            if closing {
+                front.front.close().unwrap();
+                front.step();
+            }
+            drop(back);
+            bed.back_says("state", state.number()).unwrap();
+            front.follow(&bed);
+            assert!(front.closed, "{state}");
+            front.check_each_once();
+            drop(front);
+            // A new one of the same directory finds the new back end.
+            let mut front = FrontOwner::new(&bed);
+            back = RawBack::connect(&bed, &mut front);
+            front.front.close().unwrap();
+            front.step();
+            ends(&bed, &mut front, back);
+            drop(front);
+            bed.check_quiet();
+        }
+    }
+}
+
+/// The peer flips its state and its nodes by lot, answers or not, keeps pages or not; whatever happens, each I/O ends once and
+/// nothing is left.
+#[test]
+fn ten_thousand_flips_of_the_back_end_end_each_request_once_and_leave_nothing() {
+    let flips = if cfg!(miri) { 20 } else { 10_000 };
+    let bed = Bed::new(47);
+    let mut lots = Lots(47);
+    let mut owner: Option<FrontOwner> = None;
+    let mut raw: Option<RawBack> = None;
+    let (mut lives, mut connections, mut ios) = (0, 0, 0);
+    for _ in 0..flips {
+        let mut front = owner.take().unwrap_or_else(|| {
+            lives += 1;
+            FrontOwner::new(&bed)
+        });
+        match lots.below(12) {
+            // Mostly the way that leads somewhere.
+            0..=2 => bed.back_says("state", [1, 2, 4, 5, 6][lots.below(5) as usize]).unwrap(),
+            3 => bed.back_says("state", lots.below(12)).unwrap(),
+            4 => RawBack::offer(&bed),
+            5..=6 if bed.front_state().as_deref() == Some("3") => {
+                raw = Some(RawBack::attach(&bed));
+                bed.back_says("state", 4).unwrap();
+            }
+            7 if lots.below(20) == 0 => {
+                bed.back_says("sectors", ["1024", "8", "junk"][lots.below(3) as usize]).unwrap();
+            }
+            _ => {}
+        }
+        if let Some(back) = &mut raw {
+            for request in back.requests() {
+                match lots.below(16) {
+                    0 => {}
+                    1 => back.respond(&[BlkifResponse { id: lots.below(40), ..answer(&request, 0) }]),
+                    2 => back.respond(&[answer(&request, lots.below(5) as i16 - 2)]),
+                    3 => back.show(lots.below(1 << 20) as u32),
+                    _ => back.respond(&[answer(&request, BLKIF_RSP_OKAY)]),
+                }
+            }
+            if lots.below(30) == 0 {
+                raw = None;
+            }
+        }
+        front.follow(&bed);
+        let was = front.next;
+        for _ in 0..lots.below(4) {
+            let operation = [Operation::Read, Operation::Write][lots.below(2) as usize];
+            let pages = 1 + lots.below(3) as usize;
+            front.submit(&bed, operation, lots.below(2) * 8, pages);
+        }
+        ios += front.next - was;
+        if lots.below(40) == 0 {
+            let _ = front.front.close();
+            front.step();
+        }
+        if front.closed || front.front.device().state() == State::Closed && lots.below(10) == 0 {
+            connections += u32::from(front.connected);
+            if front.closed {
+                front.check_each_once();
+            }
+            raw = None;
+        } else {
+            owner = Some(front);
+        }
+    }
+    assert!(cfg!(miri) || (lives > 50 && connections > 50 && ios > 500), "{lives} {connections} {ios}");
+    drop((owner, raw));
+    bed.check_quiet();
+}
