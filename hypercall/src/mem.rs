@@ -170,6 +170,11 @@ impl<P: Platform> PageBuf<P> {
     pub fn shared(&self) -> Shared<'_> {
         self.pages.shared().slice(0, self.len)
     }
+
+    /// Returns its pages.
+    pub(crate) fn into_pages(self) -> Pages<P> {
+        self.pages
+    }
 }
 
 // SAFETY: the pages are owned by the buffer, freed when it is dropped, and seen through atomics only.

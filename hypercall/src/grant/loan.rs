@@ -5,7 +5,8 @@ use core::mem::ManuallyDrop;
 use xen_sys::{DomId, GrantRef};
 
 use super::{Access, GrantError, Grants, StillMapped};
-use crate::mem::Buffer;
+use crate::mem::{Buffer, PageBuf};
+use crate::platform::Platform;
 
 /// Up to `N` grant references, reserved once, and the buffer that they share at the moment. A request slot of a queue has
 /// one: [`lend`](Self::lend) writes one grant entry a segment and nothing else, [`recall`](Self::recall) gives the buffer back
@@ -107,6 +108,21 @@ impl<B: Buffer, const N: usize> Loan<B, N> {
             }
             (Ok(buffer), _) => Ok(buffer),
             (Err(_), None) => Ok(None),
+        }
+    }
+}
+
+impl<P: Platform, const N: usize> Loan<PageBuf<P>, N> {
+    /// Gives the references back and frees the pages that were lent. What the peer has not unmapped goes to the quarantine, the
+    /// pages with their references.
+    pub fn retire<G: Grants<Platform = P>>(mut self, grants: &G) {
+        let recalled = self.recall(grants);
+        // SAFETY: reserved by `new`, not shared, and given up with this object.
+        unsafe { grants.release(&self.refs[self.shared..]) };
+        if let (Err(StillMapped { .. }), Some(buffer)) = (recalled, self.buffer.take()) {
+            let pages = ManuallyDrop::into_inner(buffer).into_pages();
+            // SAFETY: reserved by `new`, and given up with this object, as are the pages.
+            unsafe { grants.quarantine(self.refs[..self.shared].into(), Some(pages)) };
         }
     }
 }

@@ -270,6 +270,19 @@ fn a_dissolved_loan_holds_a_mapped_buffer_for_ever_and_its_references_until_they
 }
 
 #[test]
+fn a_retired_loan_leaves_mapped_pages_to_the_quarantine() {
+    let (fake, table) = table();
+    let mut loan = Loan::<PageBuf<Fake>, 3>::new(&table).unwrap();
+    let refs = loan.lend(&table, PEER, Access::ReadWrite, PageBuf::new(&fake, 2 * PAGE).unwrap()).unwrap().to_vec();
+    assert!(fake.peer_maps(refs[1]));
+    loan.retire(&table);
+    assert_eq!((table.stats().free as usize, table.stats().quarantined_pages, fake.pages()), (FIRST - 2, 2, 2));
+    fake.peer_unmaps(refs[1]);
+    table.retry_quarantine();
+    assert_eq!((table.stats().free as usize, table.stats().quarantined_pages, fake.pages()), (FIRST, 0, 0));
+}
+
+#[test]
 fn statuses_and_errors_have_names() {
     assert_eq!(GrantStatus(GNTST_bad_gntref).to_string(), "GNTST_bad_gntref (-3)");
     assert_eq!(GrantStatus(-99).to_string(), "unknown grant status (-99)");

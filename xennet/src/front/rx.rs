@@ -238,8 +238,8 @@ impl<D: Domain> Rx<D> {
 impl<D: Domain> Drop for Rx<D> {
     fn drop(&mut self) {
         for page in core::mem::take(&mut self.pages) {
-            // A page that the back end still maps is lost with its packet; its grant waits in the quarantine.
-            let _ = page.loan.dissolve(&self.grants);
+            // A page that the back end still maps waits in the quarantine.
+            page.loan.retire(&self.grants);
         }
     }
 }

@@ -35,7 +35,13 @@ fn connect_on(rig: &Rig) -> (Used, HandBack) {
 }
 
 /// The back end goes, both ends close, and nothing is left. Returns how many packets were lost.
-fn end(rig: Rig, mut front: Used, mut back: HandBack) -> usize {
+fn end(rig: Rig, front: Used, back: HandBack) -> usize {
+    let lost = close(&rig, front, back);
+    rig.machine.check_quiet();
+    lost
+}
+
+fn close(rig: &Rig, mut front: Used, mut back: HandBack) -> usize {
     front.close().unwrap();
     let mut lost = 0;
     let mut count = |completion: xennet::front::Completion<_>| {
@@ -48,7 +54,7 @@ fn end(rig: Rig, mut front: Used, mut back: HandBack) -> usize {
     drop(back);
     assert_eq!(front.step(&mut count).unwrap(), Change::Closed);
     drop(front);
-    rig.machine.check_quiet();
+    assert!(rig.machine.violations().is_empty());
     lost
 }
 
@@ -391,6 +397,19 @@ fn a_page_that_the_back_end_maps_is_not_looked_at_nor_posted_until_it_lets_go() 
     poll(&mut front).unwrap();
     honest(&rig, &mut front, &mut back);
     assert_eq!(end(rig, front, back), 0);
+}
+
+#[test]
+fn a_page_that_is_mapped_at_the_end_waits_in_the_quarantine() {
+    let (rig, front, mut back) = connect();
+    let page = back.rx.pop().unwrap().unwrap();
+    let mut window = Window::new(&rig.back.platform, 1).unwrap();
+    window.map(0, MapRequest { gref: page.gref, peer: rig.front.id, access: Access::ReadWrite }).unwrap();
+    close(&rig, front, back);
+    assert_eq!(rig.front.grants.stats().quarantined_pages, 1);
+    drop(window);
+    rig.front.grants.retry_quarantine();
+    rig.machine.check_quiet();
 }
 
 #[test]
