@@ -1,0 +1,452 @@
+//! The life of a disk whose both ends are ours: what the toolstack may do at each moment, and what may fail.
+#![cfg(not(target_os = "none"))]
+
+mod common;
+
+use common::{BackOwner, Bed, DEPTH, FrontOwner, Slow, follow_both};
+use hypercall::DomId;
+use mock::{Fault, Kind};
+use xbd::protocol::Operation;
+use xen_sys::errno::{XEN_EAGAIN, XEN_EINVAL, XEN_ENOMEM};
+use xen_sys::event_channel::EVTCHNOP_close;
+use xen_sys::grant_table::{
+    GNTST_general_error, GNTST_no_device_space, GNTTABOP_map_grant_ref, GNTTABOP_unmap_grant_ref,
+};
+use xenbus::device::State;
+
+const SECTORS: usize = 256;
+
+struct Pair {
+    bed: Bed,
+    disk: Slow,
+    front: FrontOwner,
+    back: BackOwner<Slow>,
+}
+
+impl Pair {
+    fn new(seed: u64) -> Self {
+        let (bed, disk) = (Bed::new(seed), Slow::new(SECTORS));
+        let (front, back) = (FrontOwner::new(&bed), BackOwner::new(&bed, disk.clone()));
+        Self { bed, disk, front, back }
+    }
+
+    fn connected(seed: u64) -> Self {
+        let mut pair = Self::new(seed);
+        pair.follow();
+        assert!(pair.front.connected);
+        pair
+    }
+
+    fn follow(&mut self) {
+        follow_both(&self.bed, &mut self.front, &mut self.back);
+    }
+
+    /// Lets one of the two ends have one turn; tells whether it did anything.
+    fn turn(&mut self, front: bool) -> bool {
+        if front { self.front.turn(&self.bed) } else { self.back.turn(&self.bed) }
+    }
+
+    fn submit(&mut self, count: u64) {
+        for number in 0..count {
+            let operation = if number % 2 == 0 { Operation::Read } else { Operation::Write };
+            self.front.submit(&self.bed, operation, number * 8, 1).unwrap();
+        }
+    }
+
+    fn close(&mut self) {
+        self.front.front.close().unwrap();
+        self.front.step();
+    }
+
+    /// Nothing is left of either end.
+    fn check_quiet(self) {
+        let Self { bed, front, back, .. } = self;
+        front.check_each_once();
+        assert_eq!((&front.errors, &back.errors), (&Vec::new(), &Vec::new()));
+        drop((front, back));
+        bed.check_quiet();
+    }
+}
+
+/// Each step of either end is told to the other by a watch, and by nothing else: the owners of this test look at no state that they
+/// were not told of.
+#[test]
+fn each_change_of_state_is_told_once_and_acted_on() {
+    let mut pair = Pair::new(1);
+    let mut states = Vec::new();
+    let note = |pair: &Pair, states: &mut Vec<String>| {
+        let now = format!("{}{}", pair.bed.front_state().unwrap(), pair.bed.back_state().unwrap_or("-".into()));
+        if states.last() != Some(&now) {
+            states.push(now);
+        }
+    };
+    note(&pair, &mut states);
+    // Back end first, one turn each, and an end that was not told anything does nothing.
+    for _ in 0..8 {
+        for front in [false, true] {
+            while pair.turn(front) {
+                note(&pair, &mut states);
+            }
+        }
+    }
+    assert_eq!(states, ["11", "12", "32", "34", "44"]);
+    assert!(!pair.turn(true) && !pair.turn(false));
+    pair.bed.device.ask_detach(&pair.bed.toolstack.store).unwrap();
+    note(&pair, &mut states);
+    pair.follow();
+    assert!(pair.front.close_wanted);
+    pair.close();
+    note(&pair, &mut states);
+    for _ in 0..8 {
+        for front in [false, true] {
+            while pair.turn(front) {
+                note(&pair, &mut states);
+            }
+        }
+    }
+    assert_eq!(states[5..], ["45", "65", "6-"]);
+    assert!(pair.front.closed && pair.back.removed);
+    pair.check_quiet();
+}
+
+#[test]
+fn toolstack_may_ask_for_the_end_at_every_moment() {
+    for first in [false, true] {
+        for moment in 0..12 {
+            let mut pair = Pair::new(2);
+            // Turns by turns, so that each state of the two is met.
+            for turn in 0..moment {
+                pair.turn((turn % 2 == 0) == first);
+            }
+            let busy = pair.front.connected;
+            if busy {
+                pair.submit(4);
+            }
+            pair.bed.device.ask_detach(&pair.bed.toolstack.store).unwrap();
+            pair.follow();
+            if !pair.front.closed {
+                pair.close();
+                pair.follow();
+            }
+            assert!(pair.front.closed && pair.back.removed, "{first} {moment}");
+            assert!(pair.front.done.iter().all(|done| done.result == Ok(())), "{first} {moment}");
+            assert_eq!(pair.bed.back_state(), None);
+            pair.check_quiet();
+        }
+    }
+}
+
+#[test]
+fn wish_to_detach_is_seen_although_our_own_write_comes_over_it() {
+    let mut pair = Pair::new(3);
+    // Between the back end's look and its write: the toolstack's state is lost, its `online` is not.
+    pair.bed.back_says("online", 0).unwrap();
+    pair.bed.back_says("state", State::InitWait.number()).unwrap();
+    pair.follow();
+    assert!(pair.back.removed && pair.front.closed || pair.bed.back_state().is_none());
+    pair.check_quiet();
+}
+
+#[test]
+fn toolstack_may_remove_the_directory_at_every_moment() {
+    for first in [false, true] {
+        for moment in 0..12 {
+            let mut pair = Pair::new(4);
+            for turn in 0..moment {
+                pair.turn((turn % 2 == 0) == first);
+            }
+            let was_up = matches!(pair.front.front.device().state(), State::Initialised | State::Connected);
+            if pair.front.connected {
+                pair.submit(4);
+            }
+            pair.bed.remove_back();
+            pair.follow();
+            assert!(pair.back.removed, "{first} {moment}");
+            assert_eq!(pair.front.closed, was_up, "{first} {moment}");
+            assert_eq!(pair.bed.back_state(), None, "it was not made again");
+            assert!(pair.front.done.iter().all(|done| done.whole));
+            pair.check_quiet();
+        }
+    }
+}
+
+#[test]
+fn directory_that_is_removed_while_the_disk_works_is_waited_for() {
+    let mut pair = Pair::connected(5);
+    pair.disk.hold(true);
+    pair.submit(6);
+    pair.follow();
+    pair.bed.remove_back();
+    pair.follow();
+    assert!(!pair.back.removed && pair.front.closed);
+    // The front end has given them up; the disk has not.
+    assert!(pair.front.done.iter().all(|done| !done.whole), "{:?}", pair.front.done);
+    pair.disk.hold(false);
+    pair.back.poll();
+    pair.follow();
+    assert!(pair.back.removed);
+    pair.front.check_each_once();
+    let Pair { bed, front, back, .. } = pair;
+    drop((front, back));
+    assert_eq!(bed.machine.violations(), [""; 0]);
+}
+
+#[test]
+fn requests_in_flight_end_before_the_disk_does() {
+    for held in [false, true] {
+        let mut pair = Pair::connected(6);
+        pair.disk.hold(held);
+        pair.submit(u64::from(DEPTH));
+        pair.close();
+        pair.follow();
+        if held {
+            assert_eq!((pair.front.done.len(), pair.front.closed), (0, false));
+            pair.disk.hold(false);
+            pair.back.poll();
+            pair.follow();
+        }
+        assert!(pair.front.closed);
+        assert!(pair.front.done.iter().all(|done| done.result == Ok(()) && done.whole));
+        assert_eq!(pair.bed.back_state().as_deref(), Some("6"));
+        pair.check_quiet();
+    }
+}
+
+#[test]
+fn disk_that_was_closed_can_be_used_again_by_a_new_front_end() {
+    let mut pair = Pair::connected(7);
+    for round in 1..=5 {
+        pair.submit(3);
+        pair.follow();
+        pair.close();
+        pair.follow();
+        assert!(pair.front.closed);
+        pair.front.check_each_once();
+        assert_eq!((pair.back.connections, pair.back.disconnections), (round, round));
+        pair.front = FrontOwner::new(&pair.bed);
+        pair.follow();
+        assert!(pair.front.connected, "round {round}");
+    }
+    pair.close();
+    pair.follow();
+    pair.check_quiet();
+}
+
+#[test]
+fn front_end_that_begins_anew_without_a_word_is_served() {
+    for held in [false, true] {
+        let mut pair = Pair::connected(8);
+        pair.disk.hold(held);
+        pair.submit(3);
+        pair.back.follow(&pair.bed);
+        // The kernel has forgotten all about it; what it had granted is still there.
+        let old = std::mem::replace(&mut pair.front, FrontOwner::new(&pair.bed));
+        pair.follow();
+        if held {
+            assert!(!pair.front.connected);
+            pair.disk.hold(false);
+            pair.back.poll();
+            pair.follow();
+        }
+        assert!(pair.front.connected);
+        drop(old);
+        pair.submit(3);
+        pair.follow();
+        assert!(pair.front.done.iter().all(|done| done.result == Ok(())));
+        pair.close();
+        pair.follow();
+        pair.check_quiet();
+    }
+}
+
+#[test]
+fn new_size_is_told_and_a_disk_that_closes_is_not_opened_by_it() {
+    let mut pair = Pair::connected(9);
+    pair.disk.0.borrow_mut().bytes.resize(SECTORS * 2 * 512, 0);
+    pair.back.back.resized().unwrap();
+    pair.follow();
+    assert_eq!(pair.front.front.disk().unwrap().sectors, 2 * SECTORS as u64);
+    pair.front.submit(&pair.bed, Operation::Read, 2 * SECTORS as u64 - 8, 1).unwrap();
+    assert_eq!(pair.front.submit(&pair.bed, Operation::Read, 2 * SECTORS as u64 - 7, 1), None);
+    pair.follow();
+    assert_eq!(pair.front.done[0].result, Ok(()));
+    pair.disk.hold(true);
+    pair.submit(1);
+    pair.close();
+    pair.back.follow(&pair.bed);
+    assert_eq!(pair.bed.back_state().as_deref(), Some("5"));
+    pair.back.back.resized().unwrap();
+    assert_eq!(pair.bed.back_state().as_deref(), Some("5"));
+    pair.disk.hold(false);
+    pair.back.poll();
+    pair.follow();
+    assert!(pair.front.closed);
+    pair.check_quiet();
+}
+
+#[test]
+fn disk_that_fails_fails_its_requests_and_nothing_else() {
+    let mut pair = Pair::connected(10);
+    pair.disk.0.borrow_mut().fail = true;
+    pair.submit(5);
+    pair.follow();
+    pair.disk.0.borrow_mut().fail = false;
+    assert!(pair.front.done.iter().all(|done| done.result == Err(xbd::front::IoError::Failed) && done.whole));
+    pair.submit(5);
+    pair.follow();
+    assert!(pair.front.done[5..].iter().all(|done| done.result == Ok(())));
+    assert_eq!(pair.back.back.counters().unwrap().store_faults, 5);
+    pair.close();
+    pair.follow();
+    pair.check_quiet();
+}
+
+/// The whole life of a disk, whose owners bear every failure: what can't go on is closed, what can does.
+/// Returns whether all of it worked.
+fn life(bed: &Bed, disk: &Slow) -> bool {
+    let mut back = BackOwner::try_new(bed, disk.clone()).ok();
+    let mut front = FrontOwner::try_new(bed).ok();
+    if let (Some(front), Some(back)) = (&mut front, &mut back) {
+        follow_both(bed, front, back);
+        for number in 0..6 {
+            front.submit(bed, [Operation::Read, Operation::Write][number as usize % 2], number * 8, 3);
+        }
+        front.submit_buffer(Operation::Flush, 0, None);
+        follow_both(bed, front, back);
+        // A lost event is found by whoever looks.
+        for _ in 0..3 {
+            front.poll();
+            back.poll();
+            follow_both(bed, front, back);
+        }
+    }
+    let _ = bed.device.ask_detach(&bed.toolstack.store);
+    for _ in 0..4 {
+        if let Some(front) = &mut front {
+            let _ = front.front.close();
+            front.poll();
+            front.step();
+            front.follow(bed);
+        }
+        if let Some(back) = &mut back
+            && !back.removed
+        {
+            back.poll();
+            back.step();
+            back.follow(bed);
+        }
+    }
+    let mut worked = back.as_ref().is_some_and(|back| back.removed) && front.as_ref().is_some_and(|front| front.closed);
+    if let Some(front) = &mut front {
+        // By now all is over, however it went.
+        assert!(front.closed || front.next == front.done.len() as u64, "{:?} {:?}", front.errors, front.done);
+        front.check_each_once();
+        worked &= front.next == 7 && front.done.iter().all(|done| done.result == Ok(()));
+    }
+    if !worked {
+        let told = |errors: Option<&Vec<String>>| errors.is_none_or(|errors| !errors.is_empty());
+        let failed_io = front.as_ref().is_some_and(|front| front.done.iter().any(|done| done.result.is_err()));
+        let few = front.as_ref().is_none_or(|front| front.next < 7);
+        assert!(
+            told(front.as_ref().map(|front| &front.errors))
+                || told(back.as_ref().map(|back| &back.errors))
+                || failed_io
+                || few,
+            "it failed without a word: {:?} {:?} {:?}",
+            front.as_ref().map(|front| (front.closed, front.front.device().state(), &front.done)),
+            back.as_ref().map(|back| (back.removed, back.back.device().state(), back.back.counters())),
+            (bed.front_state(), bed.back_state()),
+        );
+    }
+    drop((front, back));
+    worked
+}
+
+/// Runs a life with one fault, for the first, the second … until there is none any more. Returns how many there were.
+fn each_fault(order: impl Fn(&Bed, u64) -> Fault, leaks: impl Fn(&str) -> bool) -> u64 {
+    for nth in 1.. {
+        let (bed, disk) = (Bed::new(100), Slow::new(SECTORS));
+        let fault = order(&bed, nth);
+        bed.machine.order(fault);
+        let worked = life(&bed, &disk);
+        let happened = bed.machine.faults_waiting() == 0;
+        bed.machine.cancel_faults();
+        assert_eq!(bed.machine.violations(), [""; 0], "{fault:?}");
+        bed.settle();
+        bed.front.grants.retry_quarantine();
+        let leaked: Vec<_> = bed.machine.leaks().iter().map(ToString::to_string).filter(|leak| !leaks(leak)).collect();
+        assert_eq!(leaked, [""; 0], "{fault:?}");
+        if !happened {
+            assert!(worked, "nothing has failed");
+            return nth - 1;
+        }
+    }
+    unreachable!("the loop has no end")
+}
+
+/// The kinds of hypercall that a domain makes in a life without faults.
+fn kinds(domain: impl Fn(&Bed) -> DomId) -> Vec<Kind> {
+    let (bed, disk) = (Bed::new(100), Slow::new(SECTORS));
+    let before = bed.machine.ledger_of(domain(&bed));
+    assert!(life(&bed, &disk));
+    bed.check_quiet();
+    bed.machine.ledger_of(domain(&bed)).since(&before).hypercalls.into_keys().collect()
+}
+
+fn every_hypercall_may_fail(domain: impl Fn(&Bed) -> DomId) {
+    let mut faults = 0;
+    for kind in kinds(&domain) {
+        for errno in [XEN_ENOMEM, XEN_EAGAIN, XEN_EINVAL] {
+            let order = |bed: &Bed, nth| Fault::Hypercall { domain: Some(domain(bed)), kind: Some(kind), nth, errno };
+            // A port that the hypervisor refuses to close stays open.
+            let leaks = |leak: &str| kind == Kind::event(EVTCHNOP_close) && leak.contains("is open");
+            faults += each_fault(order, leaks);
+        }
+    }
+    assert!(faults > 100, "{faults}");
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "hundreds of lives")]
+fn every_hypercall_of_the_front_end_may_fail() {
+    every_hypercall_may_fail(|bed| bed.front.id);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "hundreds of lives")]
+fn every_hypercall_of_the_back_end_may_fail() {
+    every_hypercall_may_fail(|bed| bed.back.id);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "hundreds of lives")]
+fn every_grant_operation_may_fail_by_itself() {
+    for (cmd, status) in [
+        (GNTTABOP_map_grant_ref, GNTST_general_error),
+        (GNTTABOP_map_grant_ref, GNTST_no_device_space),
+        (GNTTABOP_unmap_grant_ref, GNTST_general_error),
+    ] {
+        let order = |bed: &Bed, nth| Fault::Entry { domain: Some(bed.back.id), cmd, nth, status };
+        // What the hypervisor refuses to unmap stays mapped, and its page stays the back end's.
+        let faults = each_fault(order, |_| cmd == GNTTABOP_unmap_grant_ref);
+        assert_eq!(faults, 1 + 6 * 3, "the ring, and each page");
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "many lives")]
+fn every_allocation_may_fail() {
+    for domain in [|bed: &Bed| bed.front.id, |bed: &Bed| bed.back.id] {
+        assert!(each_fault(|bed, nth| Fault::Alloc { domain: domain(bed), nth }, |_| false) >= 2);
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "many lives")]
+fn every_event_may_be_lost_or_come_twice() {
+    for domain in [|bed: &Bed| bed.front.id, |bed: &Bed| bed.back.id] {
+        let lost = each_fault(|bed, nth| Fault::DropEvent { to: Some(domain(bed)), nth }, |_| false);
+        let twice = each_fault(|bed, nth| Fault::RepeatEvent { to: Some(domain(bed)), nth }, |_| false);
+        assert!(lost > 10 && twice > 10, "{lost} {twice}");
+    }
+}
