@@ -16,7 +16,7 @@ pub(crate) struct Shared {
 }
 
 /// Waits without a deadline and without an event that a deterministic machine bears in a row.
-const IDLE_LIMIT: u32 = 10_000;
+const IDLE_LIMIT: u32 = 1_000;
 
 /// How long a wait of a dead domain's thread takes at most, in real time.
 const DEAD_PAUSE: Duration = Duration::from_millis(10);
