@@ -413,7 +413,7 @@ pub const fn respond(id: u16, status: Status) -> NetifTxResponse {
 }
 
 /// A part of a received packet, within the page that was posted: `offset` + `len` ≤ 4096.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fragment {
     offset: u16,
     len: u16,

@@ -1,6 +1,5 @@
 //! What the front end receives: own pages are posted, filled by the back end, taken back, looked at and posted again.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use hypercall::grant::{Access, Grants, Loan, SharedPages};
@@ -74,7 +73,7 @@ pub(super) struct Rx<D: Domain> {
     grants: D::Grants,
     peer: DomId,
     ring: FrontRing<RingPages<SharedPages<D::Grants>, NetifRxRequest, NetifRxResponse>>,
-    pages: Box<[Page<D::Platform>]>,
+    pages: Vec<Page<D::Platform>>,
     /// Pages posted, taken, and let go of, since the beginning, wrapping. What lies between the last two is the packet that is
     /// not whole yet.
     posted: u32,
@@ -87,46 +86,29 @@ pub(super) struct Rx<D: Domain> {
     spoiled: bool,
 }
 
-const NOTHING: Fragment = match Fragment::new(0, 0) {
-    Some(nothing) => nothing,
-    None => panic!(),
-};
-
 impl<D: Domain> Rx<D> {
     pub(super) fn new(grants: &D::Grants, peer: DomId) -> Result<Self, FrontError> {
         let ring = FrontRing::new(RingPages::new(SharedPages::new(grants, peer, 1)?));
-        // The first part of an unfinished queue is dropped with its pages' grants by `Rx::drop`.
+        let size = ring.size() as usize;
         let mut rx = Self {
             grants: grants.clone(),
             peer,
             ring,
-            pages: Box::default(),
+            pages: Vec::with_capacity(size),
             posted: 0,
             taken: 0,
             released: 0,
             chain: Chain::default(),
-            parts: [(0, NOTHING); MAX_SLOTS],
+            parts: [(0, Fragment::default()); MAX_SLOTS],
             count: 0,
             spoiled: false,
         };
-        let mut pages = Vec::with_capacity(rx.ring.size() as usize);
-        let mut failed = Ok(());
-        for _ in 0..rx.ring.size() {
-            match Self::page(grants) {
-                Ok(page) => pages.push(page),
-                Err(error) => {
-                    failed = Err(error);
-                    break;
-                }
-            }
+        // Pages that are there already go with `rx` if one can't be had.
+        for _ in 0..size {
+            let own = Some(PageBuf::new(grants.platform(), PAGE_SIZE)?);
+            rx.pages.push(Page { loan: Loan::new(grants)?, own });
         }
-        rx.pages = pages.into();
-        failed.map(|()| rx)
-    }
-
-    fn page(grants: &D::Grants) -> Result<Page<D::Platform>, FrontError> {
-        let own = Some(PageBuf::new(grants.platform(), PAGE_SIZE)?);
-        Ok(Page { loan: Loan::new(grants)?, own })
+        Ok(rx)
     }
 
     pub(super) fn ring_ref(&self) -> GrantRef {
@@ -237,7 +219,7 @@ impl<D: Domain> Rx<D> {
 
 impl<D: Domain> Drop for Rx<D> {
     fn drop(&mut self) {
-        for page in core::mem::take(&mut self.pages) {
+        for page in self.pages.drain(..) {
             // A page that the back end still maps waits in the quarantine.
             page.loan.retire(&self.grants);
         }

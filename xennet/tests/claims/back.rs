@@ -2,9 +2,12 @@
 
 use hypercall::GrantRef;
 use hypercall::mem::PageBuf;
+use mock::Fault;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::sync::atomic::Ordering;
+use xen_sys::errno::XEN_ENOMEM;
+use xen_sys::grant_table::{GNTST_general_error, GNTTABOP_copy, GNTTABOP_map_grant_ref};
 use xen_sys::io::netif::*;
 use xenbus::device::State;
 use xenbus::ring::{Field, RingError, RingMemory};
@@ -377,6 +380,79 @@ fn a_posted_page_that_is_not_granted_loses_its_packet_alone() {
     let counters = back.counters().unwrap();
     assert_eq!((counters.rx_packets, counters.rx_failed, back.interface().released), (3, 1, 4));
     end(rig, back, front);
+}
+
+/// Fails the n-th copy from now on.
+fn fail_copy(rig: &Rig, nth: usize) {
+    let fault = Fault::Entry { domain: None, cmd: GNTTABOP_copy, nth: nth as u64, status: GNTST_general_error };
+    rig.machine.order(fault);
+}
+
+#[test]
+fn a_failed_copy_fails_its_packet_alone_whichever_it_is() {
+    // Each packet takes two slots, and so two copies.
+    const PACKETS: usize = 40;
+    let (rig, mut back, mut front) = connect(PACKETS);
+    for nth in 1..=2 * PACKETS {
+        fail_copy(&rig, nth);
+        let packets = (0..PACKETS).flat_map(|index| {
+            let id = 2 * index as u16;
+            [slot(&front, index, id, NETTXF_more_data, 0, 100), slot(&front, index, id + 1, 0, 0, 40)]
+        });
+        let packets: Vec<_> = packets.collect();
+        let answers = send(&mut back, &mut front, &packets);
+        let failed: Vec<u16> =
+            answers.iter().filter(|answer| answer.1 != NETIF_RSP_OKAY).map(|answer| answer.0).collect();
+        assert_eq!((answers.len(), failed.len()), (2 * PACKETS, 2), "{failed:?}");
+        assert_eq!(rig.machine.faults_waiting(), 0);
+    }
+    assert_eq!(back.counters().unwrap().tx_failed, 2 * PACKETS as u64);
+    for nth in 1..=PACKETS {
+        fail_copy(&rig, nth);
+        for _ in 0..PACKETS {
+            back.send(packet(&rig, 60)).map_err(|(error, _)| error).unwrap();
+        }
+        post(&mut front, 0..PACKETS);
+        back.poll().unwrap();
+        let answers = received(&mut front);
+        let failed: Vec<u16> = answers.iter().filter(|answer| answer.2 != 60).map(|answer| answer.0).collect();
+        assert_eq!((answers.len(), &failed[..]), (PACKETS, &[nth as u16 - 1][..]));
+    }
+    assert_eq!(back.counters().unwrap().rx_failed, PACKETS as u64);
+    end(rig, back, front);
+}
+
+#[test]
+fn no_failure_while_connecting_leaves_anything_behind() {
+    type Order = fn(&Rig, u64) -> Fault;
+    let alloc: Order = |rig, nth| Fault::Alloc { domain: rig.back.id, nth };
+    let call: Order = |rig, nth| Fault::Hypercall { domain: Some(rig.back.id), kind: None, nth, errno: XEN_ENOMEM };
+    let map: Order = |rig, nth| Fault::Entry {
+        domain: Some(rig.back.id),
+        cmd: GNTTABOP_map_grant_ref,
+        nth,
+        status: GNTST_general_error,
+    };
+    for fault in [alloc, call, map] {
+        for nth in 1.. {
+            let rig = Rig::new();
+            let mut back = serve(&rig);
+            let front = HandFront::new(&rig, 1);
+            rig.machine.order(fault(&rig, nth));
+            let stepped = back.step();
+            let happened = rig.machine.faults_waiting() == 0;
+            rig.machine.cancel_faults();
+            assert!(happened || stepped == Ok(Change::Connected));
+            if stepped.is_err() {
+                assert!(back.device().is_closing());
+            }
+            end(rig, back, front);
+            if !happened {
+                assert!(nth > 2, "both rings");
+                break;
+            }
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering;
 use hypercall::grant::{Access, CopyBatch, Local};
 use hypercall::grant::{Foreign, MapRequest, Window};
 use hypercall::mem::Pages;
+use mock::Fault;
+use xen_sys::errno::XEN_ENOMEM;
 use xen_sys::io::netif::*;
 use xenbus::device::State;
 use xenbus::ring::{Field, RingError, RingMemory, RingPages};
@@ -444,6 +446,42 @@ fn a_back_end_that_vanishes_loses_what_is_in_flight_and_may_come_back() {
         assert_eq!(results, [Err(SendError::Lost); 2]);
     }
     rig.machine.check_quiet();
+}
+
+/// Tries to connect with one fault after another, until none of them happens any more; each time nothing is left behind.
+fn connect_in_spite_of(fault: impl Fn(&Rig, u64) -> Fault) -> u64 {
+    for nth in 1.. {
+        let rig = Rig::new();
+        let device = HandBack::offer(&rig);
+        let mut front: Used = Front::new(&rig.front, FRONT).unwrap();
+        rig.machine.order(fault(&rig, nth));
+        let stepped = front.step(drop);
+        let happened = rig.machine.faults_waiting() == 0;
+        rig.machine.cancel_faults();
+        assert!(happened || stepped.is_ok());
+        if stepped.is_err() {
+            assert!(front.device().is_closing() && front.queue().is_none());
+        }
+        drop((front, device));
+        rig.machine.check_quiet();
+        if !happened {
+            return nth - 1;
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn no_failure_while_connecting_leaves_anything_behind() {
+    // Two rings and 256 pages.
+    assert_eq!(connect_in_spite_of(|rig, nth| Fault::Alloc { domain: rig.front.id, nth }), 258);
+    let hypercalls = connect_in_spite_of(|rig, nth| Fault::Hypercall {
+        domain: Some(rig.front.id),
+        kind: None,
+        nth,
+        errno: XEN_ENOMEM,
+    });
+    assert!(hypercalls > 3);
 }
 
 #[test]
