@@ -10,6 +10,9 @@ use xenbus::ring::bytes::ByteRings;
 ///
 /// Waits for room until `deadline_ns` of the platform's clock, by polling; what has no room by then is dropped. Returns how much was
 /// written. Whoever has called this writes to the page by no other way any more.
+///
+/// # Panics
+/// If `page` is less than a page.
 pub fn panic_write<P: Platform, E: Events>(
     platform: &P,
     events: &E,
