@@ -142,14 +142,11 @@ impl<D: Domain, B: Buffer> Tx<D, B> {
             Ok(wire) => wire,
             Err(error) => return Err((error, packet)),
         };
-        if (self.ring.free() as usize) < wire.parts().len() {
-            return Err((SubmitError::Full, packet));
-        }
-        // Without a reference for each segment, the back end still maps pages of packets that it has answered.
+        // There are as many references as slots in the ring, and none is free before its slot is.
         let head = self.loans.lend(Access::ReadOnly, packet).map_err(|packet| (SubmitError::Full, packet))?;
         wire.address(self.loans.refs(head));
         for (part, raw) in wire.parts().iter().zip(wire.emit()) {
-            // There is room, as was just checked.
+            // There is room, as there was a reference.
             let _ = self.ring.push(&raw);
             self.slots[usize::from(part.id())] = Slot { in_flight: true, head, waiting: 0, result: Ok(()) };
         }
