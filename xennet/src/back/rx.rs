@@ -14,7 +14,7 @@ use super::copier::{Copier, PACKETS};
 use super::{BackError, Counters, Interface};
 use crate::protocol::{self, Fragment};
 
-/// Packets that wait for the front end's pages at most, and slots that they take: a ring's worth.
+/// Slots that waiting packets take at most, and so how many of them wait at most: a ring's worth.
 const QUEUE: usize = 256;
 
 /// Slots that are filled together.
@@ -90,7 +90,7 @@ impl<D: Domain, I: Interface> Rx<D, I> {
             return Err((SendError::Length(len), packet));
         }
         let packet = Waiting { packet, len };
-        if self.waiting.len() >= QUEUE || self.waiting_slots + packet.slots() > QUEUE {
+        if self.waiting_slots + packet.slots() > QUEUE {
             counters.rx_dropped += 1;
             return Err((SendError::Full, packet.packet));
         }

@@ -188,7 +188,12 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     }
 
     /// The back end is gone, the queue ends: completes all that is in flight, as lost unless it was answered.
-    pub(super) fn give_up(&mut self, lost: impl FnMut(Completion<B>)) {
+    pub(super) fn give_up(&mut self, mut lost: impl FnMut(Completion<B>)) {
+        self.stop();
+        if self.broken.is_none() {
+            // Its last answers. Should they break the protocol, then there is nobody left to blame.
+            let _ = self.tx.take_all(&mut self.counters, &mut lost);
+        }
         self.broken = Some(QueueError::Gone);
         self.tx.give_up(&mut self.counters, lost);
     }
