@@ -97,10 +97,11 @@ pub unsafe fn register_vcpu_info<H: Hypervisor>(
     unsafe { op(hypervisor, VCPUOP_register_vcpu_info, vcpu, address(&mut arg)) }.map(drop)
 }
 
-/// Sets the one-shot timer of the calling vcpu to an absolute system time. `flags`: `VCPU_SSHOTTMR_future` or 0.
+/// Sets the one-shot timer of the calling vcpu to an absolute system time. `flags`: `VCPU_SSHOTTMR_future` or 0; Xen 4.17
+/// takes no notice of it, and fires at once if the time is past.
 ///
 /// # Errors
-/// `ETIME` if the time is past and the flag asks for it; `EINVAL` for a vcpu that isn't the caller.
+/// `ETIME` from an older Xen, if the time is past and the flag asks for it; `EINVAL` for a vcpu that isn't the caller.
 pub fn set_singleshot_timer<H: Hypervisor>(
     hypervisor: &H,
     vcpu: u32,

@@ -163,7 +163,7 @@ mod tests {
     fn another_outcome_a_lost_step_and_a_new_one_are_told_by_name() {
         let recorded = "# head\na -> ok\nb -> EINVAL\n";
         for (now, told) in [
-            ("a -> ok\nb -> ENOENT", "b: recorded \"EINVAL\", here \"ENOENT\""),
+            ("a -> ok\nb -> ENOENT", "b\n    recorded: EINVAL\n    here:     ENOENT"),
             ("a -> ok", "b: recorded, but not made here"),
             ("a -> ok\nb -> EINVAL\nc -> ok", "c: made here, but not recorded"),
             ("b -> EINVAL\na -> ok", "the same steps, but in another order or with other lines between them"),

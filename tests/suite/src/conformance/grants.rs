@@ -303,6 +303,7 @@ impl<P: Platform> Script<'_, '_, P> {
         self.step("map with neither kind of mapping", self.try_map(me, PAGE, at, 0));
         self.step("map at address 0", self.try_map(me, PAGE, 0, MAP));
         self.step("map in Xen's memory", self.try_map(me, PAGE, XENS as u64, MAP));
+        self.step("map at an odd address", self.try_map(me, PAGE, at + 8, MAP));
         for (gref, name) in [(READONLY, "read-only"), (OTHERS, "another's"), (NO_FRAME, "bad"), (PAGE, "good")] {
             self.step(&format!("the {name} entry after refusals"), self.table.flags(gref));
         }

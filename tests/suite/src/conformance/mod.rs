@@ -68,7 +68,7 @@ impl Transcript {
     }
 }
 
-/// Compares a transcript with a recorded one, step by step; returns a line for each difference.
+/// Compares a transcript with a recorded one, step by step; returns each difference as text.
 pub fn differences(recorded: &str, lines: &[String]) -> Vec<String> {
     let recorded: Vec<&str> = recorded.lines().filter(|line| !line.starts_with(COMMENT)).collect();
     let split = |line: &'_ str| line.split_once(ARROW).map(|(step, outcome)| (step.to_string(), outcome.to_string()));
@@ -78,7 +78,7 @@ pub fn differences(recorded: &str, lines: &[String]) -> Vec<String> {
     for step in recorded.iter().filter_map(|line| split(line)).map(|(step, _)| step) {
         match (expected.get(&step), found.get(&step)) {
             (Some(expected), Some(found)) if expected != found => {
-                differences.push(format!("{step}: recorded {expected:?}, here {found:?}"));
+                differences.push(format!("{step}\n    recorded: {expected}\n    here:     {found}"));
             }
             (_, None) => differences.push(format!("{step}: recorded, but not made here")),
             _ => {}

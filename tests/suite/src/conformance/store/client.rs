@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::SeqCst;
 use hypercall::call::event_channel;
 use hypercall::mem::Shared;
 use hypercall::{DomId, Platform, Port};
-use xen_sys::io::xs_wire::{XsdSockmsg, XsdSockmsgType as Op};
+use xen_sys::io::xs_wire::XsdSockmsgType as Op;
 use xen_sys::xen::SharedInfo;
 use xenbus::ring::bytes::ByteRings;
 use xenbus::store::Decoder;
@@ -82,7 +82,8 @@ impl<'a, P: Platform> Client<'a, P> {
         self.reply(id).1
     }
 
-    fn send(&mut self, op: Op, tx: u32, payload: &[u8]) -> u32 {
+    /// Makes a request, and returns its number.
+    pub(super) fn send(&mut self, op: Op, tx: u32, payload: &[u8]) -> u32 {
         self.last = self.last.wrapping_add(0x0101_0101);
         self.send_header(op, self.last, tx, payload.len() as u32, payload);
         self.last
@@ -90,9 +91,11 @@ impl<'a, P: Platform> Client<'a, P> {
 
     /// Sends a message whose header says what it wants.
     pub(super) fn send_header(&mut self, op: Op, id: u32, tx: u32, len: u32, payload: &[u8]) {
-        let header = [op.0, id, tx, len].map(u32::to_le_bytes).concat();
-        debug_assert!(header.len() == size_of::<XsdSockmsg>());
-        let bytes = [&header, payload].concat();
+        self.write(&[&[op.0, id, tx, len].map(u32::to_le_bytes).concat(), payload].concat());
+    }
+
+    /// Writes bytes into the ring, and tells xenstored.
+    fn write(&mut self, bytes: &[u8]) {
         let deadline = self.link.platform.now_ns() + PATIENCE_NS;
         let mut sent = 0;
         while sent < bytes.len() {
@@ -119,15 +122,31 @@ impl<'a, P: Platform> Client<'a, P> {
         self.link.shared.evtchn_pending[word as usize].fetch_and(!bit, SeqCst);
     }
 
+    /// Makes a request whose payload is written piece by piece, each with an event of its own.
+    pub(super) fn send_pieces(&mut self, op: Op, pieces: &[&[u8]]) -> u32 {
+        self.last = self.last.wrapping_add(1);
+        let len = pieces.iter().map(|piece| piece.len() as u32).sum();
+        self.send_header(op, self.last, 0, len, b"");
+        for piece in pieces {
+            self.wait();
+            self.write(piece);
+        }
+        self.last
+    }
+
+    /// Waits for the next message.
+    pub(super) fn receive(&mut self) -> Message {
+        self.next(PATIENCE_NS).unwrap_or_else(|| panic!("no answer of xenstored"))
+    }
+
     /// Waits for the reply to a request; returns the events before it, too.
-    fn reply(&mut self, id: u32) -> (Vec<Vec<u8>>, Message) {
+    pub(super) fn reply(&mut self, id: u32) -> (Vec<Vec<u8>>, Message) {
         let mut events = Vec::new();
         loop {
-            match self.next(PATIENCE_NS) {
-                Some(message) if message.op == Op::WATCH_EVENT => events.push(message.payload),
-                Some(message) if message.id == id => return (events, message),
-                Some(message) => panic!("an answer to {} while {id} was asked", message.id),
-                None => panic!("no answer of xenstored"),
+            match self.receive() {
+                message if message.op == Op::WATCH_EVENT => events.push(message.payload),
+                message if message.id == id => return (events, message),
+                message => panic!("an answer to {} while {id} was asked", message.id),
             }
         }
     }

@@ -41,6 +41,7 @@ pub fn run<P: Platform>(link: Link<'_, P>) -> Vec<String> {
     script.watched_changes();
     script.watch_limits();
     script.others();
+    script.streams();
     script.limits();
     script.home_is_lost();
     script.oversize();

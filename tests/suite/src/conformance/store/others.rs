@@ -1,6 +1,7 @@
 //! Operations that are not about nodes, those that a domain may not ask for, and those that there aren't.
 
 use alloc::format;
+use alloc::vec::Vec;
 
 use hypercall::Platform;
 use xen_sys::io::xs_wire::XsdSockmsgType as Op;
@@ -35,6 +36,32 @@ impl<P: Platform> Script<'_, P> {
         for number in [15, 16, 20, 23, 24, 25, 26, 27, 99, 65535, u32::MAX] {
             self.step(&format!("operation {number}"), Op(number), b"data\0");
         }
+    }
+
+    /// Requests that come together, and one that comes in pieces.
+    pub(super) fn streams(&mut self) {
+        self.must(Op::WATCH, b"data/s\0s\0");
+        let requests = [(Op::WRITE, &b"data/s\0first"[..]), (Op::READ, b"data/s\0"), (Op::WRITE, b"data/s\0second")];
+        for (op, payload) in requests {
+            self.client.send(op, 0, payload);
+        }
+        let last = self.client.send(Op::GET_DOMAIN_PATH, 0, b"0\0");
+        let mut told = Vec::new();
+        loop {
+            let message = self.client.receive();
+            if message.id == last {
+                break;
+            }
+            told.push(self.client.text(&message.payload));
+        }
+        self.tell("three requests at once", told.join(" "));
+        self.must(Op::RESET_WATCHES, b"\0");
+        let pieces: [&[u8]; 3] = [b"dat", b"a/", b"s\0"];
+        let id = self.client.send_pieces(Op::READ, &pieces);
+        let reply = self.client.reply(id).1;
+        let text = self.client.text(&reply.payload);
+        self.tell("a request in pieces", text);
+        self.must(Op::RM, b"data/s\0");
     }
 
     /// A message that is longer than may be. After that nobody knows where the next begins.
