@@ -45,6 +45,22 @@ fn bytes_go_both_ways_and_between_peers() {
 }
 
 #[test]
+fn a_place_can_be_used_piece_by_piece() {
+    let (fake, pages) = domain();
+    (0..4u8).for_each(|byte| fake.peer_byte(0, byte.into()).store(10 + byte, SeqCst));
+    let place = Local::new(&pages, PAGE - 4);
+    let mut batch = CopyBatch::new();
+    batch.from_peer(peer(0, 0), place, 1).unwrap();
+    batch.from_peer(peer(0, 1), place.skip(1), 3).unwrap();
+    assert_eq!(batch.from_peer(peer(0, 1), place.skip(2), 3), Err(CopyError::Range { len: 3 }));
+    assert!(place.skip(4).is_empty() && place.skip(u16::MAX).is_empty());
+    batch.run(&fake, fail);
+    let mut own = [0; 4];
+    pages.shared().read(PAGE - 4, &mut own);
+    assert_eq!(own, [10, 11, 12, 13]);
+}
+
+#[test]
 fn a_buffer_is_copied_segment_by_segment() {
     let fake = Fake::new();
     fake.peer_grants(0, 2);

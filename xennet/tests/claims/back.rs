@@ -10,7 +10,7 @@ use xen_sys::errno::XEN_ENOMEM;
 use xen_sys::grant_table::{GNTST_general_error, GNTTABOP_copy, GNTTABOP_map_grant_ref};
 use xen_sys::io::netif::*;
 use xenbus::device::State;
-use xenbus::ring::{Field, RingError, RingMemory};
+use xenbus::ring::{Field, Notify, RingError, RingMemory};
 use xennet::back::{Back, BackError, Change, Interface, SendError};
 use xennet::{MAX_PACKET, MAX_SLOTS, MIN_PACKET};
 
@@ -283,12 +283,12 @@ fn packet(rig: &Rig, len: usize) -> Cut {
 }
 
 /// Posts pages, by the number of each.
-fn post(front: &mut HandFront, pages: std::ops::Range<usize>) {
+fn post(front: &mut HandFront, pages: std::ops::Range<usize>) -> Notify {
     for page in pages {
         let gref = front.pages.refs()[page];
         assert!(front.rx.push(&NetifRxRequest { id: page as u16, pad: 0, gref }));
     }
-    let _ = front.rx.publish();
+    front.rx.publish()
 }
 
 fn received(front: &mut HandFront) -> Vec<(u16, u16, i16)> {
@@ -309,7 +309,7 @@ fn packets_wait_for_pages_and_go_in_their_order() {
     // The front end posts a page at a time, and uses each again.
     let mut packets = vec![Vec::new()];
     for turn in 0..40 {
-        post(&mut front, turn % 20..turn % 20 + 1);
+        let _ = post(&mut front, turn % 20..turn % 20 + 1);
         back.poll().unwrap();
         for (id, flags, status) in received(&mut front) {
             seen.push(id);
@@ -325,6 +325,30 @@ fn packets_wait_for_pages_and_go_in_their_order() {
     let sent = lengths.iter().map(|len| (0..*len).map(pattern).collect::<Vec<u8>>());
     assert_eq!(packets, sent.chain([Vec::new()]).collect::<Vec<_>>());
     assert_eq!(back.interface().released, 5);
+    end(rig, back, front);
+}
+
+#[test]
+fn an_event_for_pages_is_asked_for_while_packets_wait_and_not_else() {
+    let (rig, mut back, mut front) = connect(8);
+    let _ = post(&mut front, 0..1);
+    for page in 1..8 {
+        // As many packets as pages: nothing waits.
+        back.send(packet(&rig, 60)).map_err(|(error, _)| error).unwrap();
+        back.push().unwrap();
+        assert_eq!(received(&mut front).len(), 1);
+        if page % 2 == 0 {
+            assert_eq!(post(&mut front, page..page + 1), Notify::No);
+            continue;
+        }
+        back.send(packet(&rig, 60)).map_err(|(error, _)| error).unwrap();
+        back.push().unwrap();
+        assert_eq!(received(&mut front), []);
+        assert_eq!(post(&mut front, page..page + 1), Notify::Yes);
+        back.poll().unwrap();
+        assert_eq!(received(&mut front).len(), 1);
+        let _ = post(&mut front, page - 1..page);
+    }
     end(rig, back, front);
 }
 
@@ -367,9 +391,9 @@ fn what_is_no_packet_is_not_sent() {
 #[test]
 fn a_posted_page_that_is_not_granted_loses_its_packet_alone() {
     let (rig, mut back, mut front) = connect(8);
-    post(&mut front, 0..2);
+    let _ = post(&mut front, 0..2);
     assert!(front.rx.push(&NetifRxRequest { id: 2, pad: 0, gref: GrantRef(0xffff_0000) }));
-    post(&mut front, 3..8);
+    let _ = post(&mut front, 3..8);
     for len in [60, 12_000, 4096, 60] {
         back.send(packet(&rig, len)).map_err(|(error, _)| error).unwrap();
     }
@@ -412,7 +436,7 @@ fn a_failed_copy_fails_its_packet_alone_whichever_it_is() {
         for _ in 0..PACKETS {
             back.send(packet(&rig, 60)).map_err(|(error, _)| error).unwrap();
         }
-        post(&mut front, 0..PACKETS);
+        let _ = post(&mut front, 0..PACKETS);
         back.poll().unwrap();
         let answers = received(&mut front);
         let failed: Vec<u16> = answers.iter().filter(|answer| answer.2 != 60).map(|answer| answer.0).collect();

@@ -72,6 +72,13 @@ impl Rig {
         self.toolstack.store.write_text(Tx::NONE, &path, 0).unwrap();
     }
 
+    /// The toolstack removes both directories.
+    pub(crate) fn remove(&self) {
+        let store = &self.toolstack.store;
+        store.rm(Tx::NONE, &format!("/local/domain/{}/{FRONT}", self.front.id.0)).unwrap();
+        store.rm(Tx::NONE, &format!("/local/domain/{}/{}", self.back.id.0, self.back_path())).unwrap();
+    }
+
     /// Tells whether the back end's directory is there.
     pub(crate) fn back_exists(&self) -> bool {
         self.back.store.directory(Tx::NONE, &self.back_path()).is_ok()
