@@ -31,7 +31,7 @@ impl Config {
     /// A deterministic machine. Under Miri its memory is plain.
     pub const fn deterministic(seed: u64) -> Self {
         let backing = if cfg!(miri) { Backing::Plain } else { Backing::Mapped };
-        let frames = if cfg!(miri) { 1 << 10 } else { 1 << 16 };
+        let frames = if cfg!(miri) { 1 << 12 } else { 1 << 16 };
         Self { seed, mode: Mode::Deterministic, backing, frames, tick_ns: 100 }
     }
 
@@ -67,7 +67,7 @@ pub struct DomainConfig {
 impl Default for DomainConfig {
     /// As `xl` makes a domain that says nothing else.
     fn default() -> Self {
-        let pages = if cfg!(miri) { 256 } else { 1 << 14 };
+        let pages = if cfg!(miri) { 1 << 9 } else { 1 << 14 };
         Self { pages, unbacked: pages, max_port: 1023, grant_frames: 64, maptrack_frames: 1024, vcpus: 1 }
     }
 }
