@@ -69,6 +69,8 @@ fn honest_at_full_depth(bed: &Bed, back: &mut BackOwner<Slow>, front: &mut RawFr
     let responses = front.responses();
     assert_eq!(responses.len(), DEPTH as usize);
     assert!(responses.iter().all(|response| response.status == BLKIF_RSP_OKAY), "{responses:?}");
+    let mapped = bed.machine.usage().0[&bed.back.id].mappings.len();
+    assert_eq!(mapped, 1, "the ring, and no page of a request that was answered");
     for id in 0..DEPTH as usize {
         assert_eq!(disk.0.borrow().bytes[id * 4096..][..4096], [id as u8 + 1; 4096]);
     }
@@ -387,6 +389,24 @@ fn state_that_is_garbage_ends_the_connection_in_a_few_steps_and_is_reported_once
     assert_eq!(back.errors.len(), 1, "{:?}", back.errors);
     assert_eq!((back.disconnections, bed.back_state().as_deref()), (1, Some("6")));
     assert!(back.steps - before < 5, "{} steps", back.steps - before);
+    drop(front);
+    bed.check_quiet();
+}
+
+#[test]
+fn error_that_stays_is_no_loop_of_steps_although_we_are_told_of_our_own_writes() {
+    let (bed, mut back, front) = connected(11, &Slow::new(SECTORS as usize));
+    let before = back.steps;
+    bed.back_says("online", "garbage").unwrap();
+    bed.front_says("state", State::Closing.number()).unwrap();
+    back.follow(&bed);
+    assert!(!back.errors.is_empty());
+    assert!(back.steps - before < 5, "{} steps", back.steps - before);
+    // And when it doesn't stay, the device goes on to its end.
+    bed.back_says("online", 0).unwrap();
+    bed.front_says("state", State::Closed.number()).unwrap();
+    back.follow(&bed);
+    assert!(back.removed);
     drop(front);
     bed.check_quiet();
 }

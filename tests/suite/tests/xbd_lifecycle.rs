@@ -137,6 +137,19 @@ fn toolstack_may_ask_for_the_end_at_every_moment() {
 }
 
 #[test]
+fn back_end_that_nobody_uses_goes_when_the_toolstack_asks() {
+    let bed = Bed::new(3);
+    let mut back = BackOwner::new(&bed, Slow::new(SECTORS));
+    back.follow(&bed);
+    assert_eq!(bed.back_state().as_deref(), Some("2"));
+    bed.device.ask_detach(&bed.toolstack.store).unwrap();
+    back.follow(&bed);
+    assert!(back.removed);
+    assert_eq!(bed.back_state(), None);
+    bed.check_quiet();
+}
+
+#[test]
 fn wish_to_detach_is_seen_although_our_own_write_comes_over_it() {
     let mut pair = Pair::new(3);
     // Between the back end's look and its write: the toolstack's state is lost, its `online` is not.
