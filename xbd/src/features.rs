@@ -13,12 +13,12 @@
 //! | `mode` | toolstack, in the back end's directory | text | `w` | with `w` in it, the disk may be written |
 
 use alloc::string::String;
-use core::fmt;
 
 use xen_sys::io::blkif::{VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE};
 use xen_sys::io::protocols::XEN_IO_PROTO_ABI_X86_64;
 use xenbus::device::Device;
-use xenbus::store::{Store, StoreError, Tx};
+use xenbus::error::NegotiationError;
+use xenbus::store::{Store, Tx};
 
 use hypercall::{GrantRef, Port};
 
@@ -39,39 +39,6 @@ pub struct Disk {
     pub removable: bool,
     /// Flush is worth trying.
     pub flush: bool,
-}
-
-/// Why two ends don't come together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NegotiationError {
-    /// The store refused, or a node is not there or not of its form.
-    Store(StoreError),
-    /// A node has a value that can't be.
-    BadNode {
-        /// The node's name.
-        node: &'static str,
-        /// Its value.
-        value: String,
-    },
-}
-
-impl From<StoreError> for NegotiationError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl fmt::Display for NegotiationError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Store(error) => error.fmt(f),
-            Self::BadNode { node, value } => write!(f, "node {node} has the impossible value {value:?}"),
-        }
-    }
-}
-
-fn bad(node: &'static str, value: impl fmt::Display) -> NegotiationError {
-    NegotiationError::BadNode { node, value: alloc::format!("{value}") }
 }
 
 /// Where the front end's ring is.
@@ -103,11 +70,11 @@ pub fn find_ring<S: Store>(device: &Device<S>) -> Result<Ring, NegotiationError>
     let gref = GrantRef(device.read_other(Tx::NONE, "ring-ref")?);
     let port: u32 = device.read_other(Tx::NONE, "event-channel")?;
     if port == 0 {
-        return Err(bad("event-channel", port));
+        return Err(NegotiationError::bad("event-channel", port));
     }
     let protocol: Option<String> = device.read_other_if_there(Tx::NONE, "protocol")?;
     match protocol {
-        Some(protocol) if protocol != XEN_IO_PROTO_ABI_X86_64 => Err(bad("protocol", protocol)),
+        Some(protocol) if protocol != XEN_IO_PROTO_ABI_X86_64 => Err(NegotiationError::bad("protocol", protocol)),
         _ => Ok(Ring { gref, port: Port(port) }),
     }
 }
@@ -135,15 +102,15 @@ pub fn offer_disk<S: Store>(device: &Device<S>, disk: &Disk) -> Result<(), Negot
 pub fn find_disk<S: Store>(device: &Device<S>) -> Result<Disk, NegotiationError> {
     let sectors: u64 = device.read_other(Tx::NONE, "sectors")?;
     if sectors > u64::MAX / crate::SECTOR as u64 {
-        return Err(bad("sectors", sectors));
+        return Err(NegotiationError::bad("sectors", sectors));
     }
     let sector_size = device.read_other_if_there(Tx::NONE, "sector-size")?.unwrap_or(crate::SECTOR as u32);
     if !sector_size.is_power_of_two() || !(512..=4096).contains(&sector_size) {
-        return Err(bad("sector-size", sector_size));
+        return Err(NegotiationError::bad("sector-size", sector_size));
     }
     let physical = device.read_other_if_there(Tx::NONE, "physical-sector-size")?.unwrap_or(sector_size);
     if !physical.is_power_of_two() || physical < sector_size {
-        return Err(bad("physical-sector-size", physical));
+        return Err(NegotiationError::bad("physical-sector-size", physical));
     }
     let info: u32 = device.read_other_if_there(Tx::NONE, "info")?.unwrap_or(0);
     let flush: Option<u32> = device.read_other_if_there(Tx::NONE, "feature-flush-cache")?;

@@ -19,18 +19,13 @@ pub mod store;
 
 pub use queue::{Counters, Queue};
 pub use store::{Started, Store, StoreFault, Token, Work};
+pub use xenbus::error::BackError;
 
-use core::fmt;
-
-use hypercall::event::EventError;
-use hypercall::mem::OutOfMemory;
 use hypercall::{Level, Platform, Port};
 use xenbus::device::{Device, State, Wish};
-use xenbus::ring::{MapPagesError, RingError};
-use xenbus::store::StoreError;
 use xenbus::{Domain, Rate};
 
-use crate::features::{self, Disk, NegotiationError};
+use crate::features::{self, Disk};
 
 /// What a [`step`](Back::step) of the life cycle brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,69 +38,6 @@ pub enum Change {
     Disconnected,
     /// The device is over: its directory is removed, nothing of the other end is held any more, the owner drops it.
     Removed,
-}
-
-/// Why a disk can't be served, or is not served any longer. It concerns this device alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BackError {
-    /// The store refused, or a node is missing or wrong.
-    Negotiation(NegotiationError),
-    /// The ring can't be mapped.
-    Map(MapPagesError),
-    /// No address space or memory for the queue.
-    OutOfMemory(OutOfMemory),
-    /// The event channel can't be bound.
-    Event(EventError),
-    /// The other end broke the ring.
-    Ring(RingError),
-}
-
-impl From<StoreError> for BackError {
-    fn from(error: StoreError) -> Self {
-        Self::Negotiation(error.into())
-    }
-}
-
-impl From<NegotiationError> for BackError {
-    fn from(error: NegotiationError) -> Self {
-        Self::Negotiation(error)
-    }
-}
-
-impl From<MapPagesError> for BackError {
-    fn from(error: MapPagesError) -> Self {
-        Self::Map(error)
-    }
-}
-
-impl From<OutOfMemory> for BackError {
-    fn from(error: OutOfMemory) -> Self {
-        Self::OutOfMemory(error)
-    }
-}
-
-impl From<EventError> for BackError {
-    fn from(error: EventError) -> Self {
-        Self::Event(error)
-    }
-}
-
-impl From<RingError> for BackError {
-    fn from(error: RingError) -> Self {
-        Self::Ring(error)
-    }
-}
-
-impl fmt::Display for BackError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Negotiation(error) => error.fmt(f),
-            Self::Map(error) => error.fmt(f),
-            Self::OutOfMemory(error) => error.fmt(f),
-            Self::Event(error) => error.fmt(f),
-            Self::Ring(error) => error.fmt(f),
-        }
-    }
 }
 
 /// A disk that we serve to one other domain. `S` is the real disk.

@@ -66,8 +66,7 @@ pub trait Store {
 
     /// Begins some work. The memory of the parts stays mapped until the work is over, however long it takes, so a store that
     /// returns [`Started::Pending`] may go on using [`Shared::as_ptr`] until it names the token in
-    /// [`completed`](Self::completed). Whoever drops a [`Back`](super::Back) while its store is busy unmaps that memory, so
-    /// such a store has to be brought to rest first.
+    /// [`completed`](Self::completed).
     fn start(&mut self, token: Token, work: Work<'_>) -> Started;
 
     /// Returns the next token whose work is over, in any order.

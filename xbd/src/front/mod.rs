@@ -18,18 +18,14 @@
 mod queue;
 
 pub use queue::{Completion, Counters, IoError, Queue, QueueError, Returned, SubmitError};
+pub use xenbus::error::FrontError;
 
-use core::fmt;
-
-use hypercall::event::EventError;
-use hypercall::grant::GrantError;
 use hypercall::mem::Buffer;
 use hypercall::{Level, Platform, Port};
 use xenbus::Domain;
 use xenbus::device::{Device, State};
-use xenbus::store::StoreError;
 
-use crate::features::{self, Disk, NegotiationError};
+use crate::features::{self, Disk};
 
 /// What a [`step`](Front::step) of the life cycle brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,51 +40,6 @@ pub enum Change {
     CloseWanted,
     /// The disk is gone, and nothing of it is held any more: the owner drops it.
     Closed,
-}
-
-/// Why a disk can't be attached, or is out of use. It concerns this device alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FrontError {
-    /// The store refused, or a node is missing or wrong.
-    Negotiation(NegotiationError),
-    /// No grant reference, or no memory for the ring.
-    Grant(GrantError),
-    /// No event channel.
-    Event(EventError),
-}
-
-impl From<StoreError> for FrontError {
-    fn from(error: StoreError) -> Self {
-        Self::Negotiation(error.into())
-    }
-}
-
-impl From<NegotiationError> for FrontError {
-    fn from(error: NegotiationError) -> Self {
-        Self::Negotiation(error)
-    }
-}
-
-impl From<GrantError> for FrontError {
-    fn from(error: GrantError) -> Self {
-        Self::Grant(error)
-    }
-}
-
-impl From<EventError> for FrontError {
-    fn from(error: EventError) -> Self {
-        Self::Event(error)
-    }
-}
-
-impl fmt::Display for FrontError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Negotiation(error) => error.fmt(f),
-            Self::Grant(error) => error.fmt(f),
-            Self::Event(error) => error.fmt(f),
-        }
-    }
 }
 
 /// A disk that another domain serves. `B` is what I/O is done from and to; it comes back with its completion.
