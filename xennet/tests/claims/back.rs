@@ -9,12 +9,12 @@ use std::sync::atomic::Ordering;
 use xen_sys::errno::XEN_ENOMEM;
 use xen_sys::grant_table::{GNTST_general_error, GNTTABOP_copy, GNTTABOP_map_grant_ref};
 use xen_sys::io::netif::*;
-use xenbus::device::State;
+use xenbus::device::{Device, State};
 use xenbus::ring::{Field, Notify, RingError, RingMemory};
 use xennet::back::{Back, BackError, Change, Interface, SendError};
 use xennet::{MAX_PACKET, MAX_SLOTS, MIN_PACKET};
 
-use crate::rig::{Cut, HandFront, MAC, Platform, Rig, pattern};
+use crate::rig::{Cut, FRONT, HandFront, MAC, Platform, Rig, pattern};
 
 /// Keeps what is delivered, in memory that is cut in one way after another.
 struct Sink {
@@ -546,6 +546,23 @@ fn a_front_end_comes_back_and_is_served_again() {
     }
     assert_eq!(back.interface().released, 3);
     let front = HandFront::new(&rig, 1);
+    end(rig, back, front);
+}
+
+#[test]
+fn a_front_end_that_begins_anew_unseen_is_let_go_of_first() {
+    let (rig, mut back, front) = connect(1);
+    // As after a crash: nobody has closed anything.
+    drop(front);
+    Device::front(&rig.front.store, FRONT).unwrap().switch(State::Initialising).unwrap();
+    assert_eq!(back.step().unwrap(), Change::Disconnected);
+    assert_eq!((back.device().state(), back.port()), (State::Closed, None));
+    assert_eq!(back.step().unwrap(), Change::None);
+    let mut front = HandFront::new(&rig, 1);
+    front.pages.shared().write(0, &(0..4096).map(pattern).collect::<Vec<u8>>());
+    assert_eq!(back.step().unwrap(), Change::Connected);
+    honest(&mut back, &mut front);
+    rig.front.grants.retry_quarantine();
     end(rig, back, front);
 }
 

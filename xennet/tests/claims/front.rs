@@ -451,6 +451,20 @@ fn a_back_end_that_vanishes_loses_what_is_in_flight_and_may_come_back() {
     rig.machine.check_quiet();
 }
 
+#[test]
+fn a_back_end_that_is_back_before_anybody_looked_has_lost_what_was_in_flight() {
+    let (rig, mut front, back) = connect();
+    submit(&rig, &mut front, 60);
+    drop(back);
+    let device = HandBack::offer(&rig);
+    let mut results = Vec::new();
+    assert_eq!(front.step(|completion| results.push(completion.result)).unwrap(), Change::Closed);
+    assert_eq!((results, front.device().state()), (vec![Err(SendError::Lost)], State::Closed));
+    drop((front, device));
+    let (front, back) = connect_on(&rig);
+    assert_eq!(end(rig, front, back), 0);
+}
+
 /// Tries to connect with one fault after another, until none of them happens any more; each time nothing is left behind.
 fn connect_in_spite_of(fault: impl Fn(&Rig, u64) -> Fault) -> u64 {
     for nth in 1.. {

@@ -129,6 +129,7 @@ impl Pair {
             over = over || self.step_back();
         }
         assert!(over && !self.rig.back_exists());
+        assert_eq!(self.back.as_ref().unwrap().port(), None, "something of the front end is held");
         let desk = self.back.take().unwrap().into_interface();
         assert_eq!(desk.released, self.sent);
         assert_eq!(desk.allocated, desk.delivered.len());
