@@ -14,31 +14,7 @@
 use guest as _;
 
 #[cfg(not(target_os = "none"))]
-mod apt;
-#[cfg(not(target_os = "none"))]
-mod cli;
-#[cfg(not(target_os = "none"))]
-mod conformance;
-#[cfg(not(target_os = "none"))]
-mod cpio;
-#[cfg(not(target_os = "none"))]
-mod crash;
-#[cfg(not(target_os = "none"))]
-mod demo;
-#[cfg(not(target_os = "none"))]
-mod fast;
-#[cfg(not(target_os = "none"))]
-mod guest;
-#[cfg(not(target_os = "none"))]
-mod image;
-#[cfg(not(target_os = "none"))]
-mod linux;
-#[cfg(not(target_os = "none"))]
-mod process;
-#[cfg(not(target_os = "none"))]
-mod qemu;
-#[cfg(not(target_os = "none"))]
-mod setup;
+mod host;
 
 /// Counts allocations, so that the demo can say how many there are on the data path.
 #[cfg(not(target_os = "none"))]
@@ -47,5 +23,5 @@ static ALLOCATOR: mock::alloc::Counting = mock::alloc::Counting;
 
 #[cfg(not(target_os = "none"))]
 fn main() -> std::process::ExitCode {
-    cli::main()
+    host::main()
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::process::die_with_parent;
+use crate::host::process::die_with_parent;
 
 const TARGET: &str = "x86_64-unknown-none";
 

@@ -15,7 +15,7 @@ use suite::toolstack::NewDevice;
 use xbd::SECTOR;
 use xbd::protocol::Operation;
 
-use crate::image::{self, FileStore};
+use crate::host::image::{self, FileStore};
 
 /// Bytes of the image that is made when none is given.
 const MADE_BYTES: u64 = 32 << 20;
@@ -78,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Copies xvda to xvdb in a domU, then lets the console echo.
+/// Copies xvda to xvdb in a domU, then lets the console echo and the network carry frames.
 fn copy_through(seed: u64, bytes: u64, source: FileStore, copy: FileStore) -> Result<Outcome> {
     let mut bed = MockBed::new(Config::deterministic(seed));
     let nodes = [NewDevice { back_nodes: &[("mode", "r")], ..block::disk(bed.front.id(), bed.back.id()) }, {
@@ -134,10 +134,12 @@ fn copy_through(seed: u64, bytes: u64, source: FileStore, copy: FileStore) -> Re
     for device in &nodes {
         device.clean_up(bed.toolstack.store()).map_err(|error| anyhow!("clean up: {error}"))?;
     }
-    let scenarios = suite::scenarios::all();
-    let console = scenarios.iter().find(|each| each.name == "console").context("no console scenario")?;
-    for line in bed.run(console)? {
-        println!("console   {line}");
+    for (name, show) in [("console", "console"), ("net", "network")] {
+        let scenarios = suite::scenarios::all();
+        let scenario = scenarios.iter().find(|each| each.name == name).context("the scenario is gone")?;
+        for line in bed.run(scenario)? {
+            println!("{show:9} {line}");
+        }
     }
     outcome.context("the client has not ended")
 }

@@ -10,11 +10,11 @@ use clap::ValueEnum;
 use indicatif::ProgressBar;
 use suite::conformance::differences;
 
-use crate::qemu::{Machine, Run};
-use crate::setup::Beds;
-use crate::{fast, guest, linux};
+use crate::host::qemu::{Machine, Run};
+use crate::host::setup::Beds;
+use crate::host::{fast, guest, linux};
 
-const JOB: &[u8] = include_bytes!("../dom0/conformance-job");
+const JOB: &[u8] = include_bytes!("../../dom0/conformance-job");
 
 /// What the guest says before each step.
 const STEP: &str = "conformance: ";

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 
-use crate::qemu::{End, Machine, Run, tail};
-use crate::setup::Beds;
-use crate::{crash, guest};
+use crate::host::qemu::{End, Machine, Run, tail};
+use crate::host::setup::Beds;
+use crate::host::{crash, guest};
 
 /// QEMU's status after a guest's end, and what that end was: `tests/guest`'s exit values, doubled plus one.
 const PASSED: i32 = 33;

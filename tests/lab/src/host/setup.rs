@@ -16,9 +16,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
-use crate::apt::{Apt, Packages};
-use crate::cpio::Archive;
-use crate::process::die_with_parent;
+use crate::host::apt::{Apt, Packages};
+use crate::host::cpio::Archive;
+use crate::host::process::die_with_parent;
 
 /// What QEMU's tree is made of.
 const QEMU_PACKAGES: &[&str] = &["qemu-system-x86", "seabios", "xen-hypervisor-4.17-amd64"];
@@ -269,7 +269,7 @@ fn check_tools() -> Result<()> {
     let tools = [("apt-get", "apt"), ("dpkg-deb", "dpkg"), ("tar", "tar")];
     let mut missing: Vec<&str> =
         tools.iter().filter(|(tool, _)| !is_there(tool)).map(|&(_, package)| package).collect();
-    if !Path::new(crate::apt::KEYRING).exists() {
+    if !Path::new(crate::host::apt::KEYRING).exists() {
         missing.push("debian-archive-keyring");
     }
     if !missing.is_empty() {

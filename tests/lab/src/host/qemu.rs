@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::crash;
-use crate::process::{Guard, die_with_parent};
-use crate::setup::Beds;
+use crate::host::crash;
+use crate::host::process::{Guard, die_with_parent};
+use crate::host::setup::Beds;
 
 /// The port of QEMU's isa-debug-exit: a guest that writes `v` there ends QEMU with the status `v << 1 | 1`.
 const EXIT_PORT: u16 = 0xf4;

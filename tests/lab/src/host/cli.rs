@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{conformance, demo, fast, linux, setup};
+use crate::host::{conformance, demo, fast, linux, setup};
 
 /// Xen PV drivers in Rust, at work
 #[derive(Debug, Parser)]
@@ -40,6 +40,9 @@ enum Xen {
 }
 
 pub(crate) fn main() -> ExitCode {
+    // Who reads our output may stop early, as `head` does: then we end, too, without a panic about it.
+    // SAFETY: no other thread runs yet, and the default action runs no code of ours.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     match run(&Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

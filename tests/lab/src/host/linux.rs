@@ -13,13 +13,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
-use crate::cpio::Archive;
-use crate::qemu::{End, Machine, Run, tail};
-use crate::setup::Beds;
-use crate::{crash, guest};
+use crate::host::cpio::Archive;
+use crate::host::qemu::{End, Machine, Run, tail};
+use crate::host::setup::Beds;
+use crate::host::{crash, guest};
 
-const INIT: &[u8] = include_bytes!("../dom0/init");
-const DISK_JOB: &[u8] = include_bytes!("../dom0/disk-job");
+const INIT: &[u8] = include_bytes!("../../dom0/init");
+const DISK_JOB: &[u8] = include_bytes!("../../dom0/disk-job");
 
 /// What the guest writes at the end of the disk: 64-bit words, the tag above the word's index.
 const PATTERN_BYTES: usize = 1 << 20;

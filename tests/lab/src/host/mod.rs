@@ -1,0 +1,17 @@
+//! The command on the developer's machine.
+
+mod apt;
+mod cli;
+mod conformance;
+mod cpio;
+mod crash;
+mod demo;
+mod fast;
+mod guest;
+mod image;
+mod linux;
+mod process;
+mod qemu;
+mod setup;
+
+pub(crate) use cli::main;
