@@ -1,4 +1,5 @@
-//! The ring's notify protocol under every interleaving that its orderings allow:
+//! The ring's notify protocol under the interleavings that its orderings allow: all of them for one request, those with up to three
+//! preemptions for a full ring.
 //! `RUSTFLAGS="--cfg loom" cargo test -p xenbus --release --test ring_loom`.
 #![cfg(loom)]
 

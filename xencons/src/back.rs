@@ -14,8 +14,8 @@ pub struct Console<D: Domain, B: Backing = MappedPages<<D as Domain>::Platform>>
 }
 
 impl<D: Domain> Console<D> {
-    /// Attaches to the console that `guest` has granted; the toolstack keeps both numbers in the guest's xenstore directory,
-    /// as `console/ring-ref` and `console/port`.
+    /// Attaches to the console that `guest` has granted. Both numbers stand in xenstore: for a guest's first console the toolstack
+    /// writes them as `console/ring-ref` and `console/port`, for others the guest writes them into its device's directory.
     ///
     /// # Errors
     /// [`ConsoleError`] if the page can't be mapped or the port not be bound.

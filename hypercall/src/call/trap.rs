@@ -1,6 +1,6 @@
 //! The calls by which a PV kernel says where exceptions, events and system calls enter it.
 //!
-//! The way back, hypercall `iret`, does not return to its caller: it belongs into the assembly of the entry code.
+//! The way back, hypercall `iret`, does not return to its caller: it belongs in the assembly of the entry code.
 
 use xen_sys::Nr;
 use xen_sys::arch_x86::xen::TrapInfo;

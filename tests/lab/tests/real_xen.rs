@@ -15,6 +15,18 @@ fn every_scenario_passes_in_one_domain_on_real_xen() {
 }
 
 #[test]
+#[ignore = "needs real Xen under QEMU: `xenlab xen setup` fetches it, `xenlab xen fast --program dom0` runs this"]
+fn the_guest_serves_a_second_real_domain() {
+    xenlab(&["xen", "fast", "--program", "dom0"]);
+}
+
+#[test]
+#[ignore = "needs real Xen under QEMU: `xenlab xen setup` fetches it, `xenlab xen conformance` runs this"]
+fn real_xen_answers_as_the_mock_is_held_to() {
+    xenlab(&["xen", "conformance"]);
+}
+
+#[test]
 #[ignore = "needs real Xen under QEMU: `xenlab xen setup` fetches it, `xenlab xen linux --disk IMAGE` runs this"]
 fn the_guest_lives_under_a_linux_dom0() {
     let image = tempfile::NamedTempFile::new().expect("a temporary file");

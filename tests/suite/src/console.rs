@@ -5,8 +5,9 @@ use alloc::vec::Vec;
 
 use hypercall::event::Channel;
 use hypercall::grant::SharedPages;
-use hypercall::{Platform, XenError};
+use hypercall::{GrantRef, Platform, Port};
 use xenbus::Domain;
+use xenbus::store::{Perm, Store, Tx};
 use xencons::back;
 use xencons::front::Console;
 
@@ -20,15 +21,31 @@ pub type FrontHalf<P> = Console<<Own<P> as Domain>::Events, Page<P>>;
 /// The other end.
 pub type BackHalf<P> = back::Console<Own<P>>;
 
-/// Makes both ends of a console between two domains.
+/// Makes both ends of a guest's second console, which find each other as with a real toolstack: by the nodes `ring-ref` and `port` in
+/// the device's directory.
 ///
 /// # Errors
-/// [`Failure`] if there is no page, grant or port.
-pub fn pair<P: Platform>(front: &Node<P>, back: &Node<P>) -> Result<(FrontHalf<P>, BackHalf<P>), Failure> {
+/// [`Failure`] if there is no page, grant or port, or the store refuses.
+pub fn pair<P: Platform>(
+    toolstack: &Node<P>,
+    front: &Node<P>,
+    back: &Node<P>,
+) -> Result<(FrontHalf<P>, BackHalf<P>), Failure> {
     let page = SharedPages::new(front.own().grants(), back.id(), 1).context("console page")?;
-    let gref = page.refs()[0];
     let channel = Channel::offer(front.own().events(), back.id()).context("console port")?;
-    let other = back::Console::attach(back.own(), front.id(), gref, channel.port()).context("xencons back")?;
+    let path = format!("/local/domain/{}/device/console/1", front.id().0);
+    let store = toolstack.store();
+    let told = store.transaction(|tx| {
+        store.mkdir(tx, &path)?;
+        let guest = Perm { domain: front.id(), read: false, write: false };
+        store.set_permissions(tx, &path, &[guest, Perm { domain: back.id(), read: true, write: false }])?;
+        store.write_text(tx, &format!("{path}/ring-ref"), page.refs()[0].0)?;
+        store.write_text(tx, &format!("{path}/port"), channel.port().0)
+    });
+    told.context("tell of the console")?;
+    let gref = back.store().read_as(Tx::NONE, &format!("{path}/ring-ref")).context("console page")?;
+    let port = back.store().read_as(Tx::NONE, &format!("{path}/port")).context("console port")?;
+    let other = back::Console::attach(back.own(), front.id(), GrantRef(gref), Port(port)).context("xencons back")?;
     Ok((Console::new(page, channel), other))
 }
 
@@ -83,17 +100,4 @@ pub async fn talk<P: Platform>(node: &Node<P>, console: &mut BackHalf<P>, text: 
     }
     let first = got.iter().zip(text).position(|(got, sent)| got != sent);
     ensure(first.is_none(), format!("byte {first:?} came back wrong"))
-}
-
-/// The hypervisor's own console takes a line, or refuses it with `EPERM`.
-///
-/// # Errors
-/// [`Failure`] for every other error.
-pub fn hypervisor_line<P: Platform>(node: &Node<P>, line: &str) -> Result<bool, Failure> {
-    let console = xencons::front::HypervisorConsole::new(node.own().platform.clone());
-    match console.write(line.as_bytes()) {
-        Ok(()) => Ok(true),
-        Err(XenError::EPERM) => Ok(false),
-        Err(error) => Err(Failure(format!("console_io write: {error}"))),
-    }
 }

@@ -178,7 +178,7 @@ fn block_read_only<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec
 fn console_echo<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<String>, Failure> {
     let (front, back) = (bed.front.clone(), bed.back.clone());
     let text = noise(bed.seed, 10_000);
-    let (mut front_half, mut back_half) = console::pair(&front, &back)?;
+    let (mut front_half, mut back_half) = console::pair(&bed.toolstack, &front, &back)?;
     let talk = console::talk(&back, &mut back_half, &text);
     let echo = console::echo(&front, &mut front_half, text.len());
     bed.run(vec![Program::new("echo", echo), Program::new("talk", talk)])?;

@@ -49,6 +49,17 @@ fn net() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "the machine's thread would take minutes")]
+fn every_scenario_on_a_machine_that_works_by_itself() {
+    for scenario in scenarios::all() {
+        let mut bed = MockBed::new(Config::threaded());
+        if let Err(failure) = bed.run(&scenario) {
+            panic!("scenario {}: {failure}", scenario.name);
+        }
+    }
+}
+
+#[test]
 fn each_scenario_has_its_test() {
     let names: Vec<_> = scenarios::all::<mock::Domain, suite::on_mock::Mock>().iter().map(|each| each.name).collect();
     assert_eq!(names, ["block", "reattach", "readonly", "console", "net"]);

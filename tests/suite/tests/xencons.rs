@@ -1,10 +1,10 @@
 //! The console: flow control, an other end that lies, and the last words of a kernel.
 #![cfg(not(target_os = "none"))]
 
-use hypercall::Platform;
 use hypercall::event::Channel;
 use hypercall::grant::{GrantTable, SharedPages};
 use hypercall::mem::Shared;
+use hypercall::{Platform, XenError};
 use mock::{Config, Domain, Machine, Node};
 use xen_sys::io::console::XenconsInterface;
 use xenbus::ring::RingError;
@@ -276,4 +276,16 @@ fn last_words_longer_than_the_ring_come_through_to_a_daemon_that_reads() {
     drop((back, channel));
     drop(page);
     machine.check_quiet();
+}
+
+#[test]
+fn hypervisors_console_is_domain_0s_alone() {
+    let machine = Machine::new(Config::deterministic(1));
+    let first = front::HypervisorConsole::new(machine.dom0());
+    assert_eq!(first.write(b"out of the serial port"), Ok(()));
+    assert_eq!(machine.printed(machine.dom0().id()), b"out of the serial port");
+    assert_eq!(first.read(&mut [0; 16]), Ok(0));
+    let guest = front::HypervisorConsole::new(machine.boot().platform);
+    assert_eq!(guest.write(b"x"), Err(XenError::EPERM));
+    assert_eq!(guest.read(&mut [0; 16]), Err(XenError::EPERM));
 }

@@ -46,7 +46,7 @@ pub(super) fn run(args: &Args<'_>) -> Result<(), String> {
     for scenario in scenarios.iter().filter(|scenario| wanted == "all" || wanted == scenario.name) {
         done += 1;
         let start = Bare.now_ns();
-        let outcome = run_one(scenario, &node, seed).and_then(|()| nothing_kept(&services));
+        let outcome = run_one(scenario, &node, seed).and_then(|()| nothing_kept(&services, &node));
         let milliseconds = (Bare.now_ns() - start) / 1_000_000;
         match outcome {
             Ok(()) => println!("fast: ok: {} ({milliseconds} ms)", scenario.name),
@@ -80,8 +80,11 @@ fn run_one(scenario: &Scenario<Bare, Fast>, node: &Node<Bare>, seed: u64) -> Res
     Ok(())
 }
 
-/// Fails if a scenario has left pages that a peer maps still.
-fn nothing_kept(services: &Services) -> Result<(), String> {
+/// Fails if a scenario has left pages that a peer maps still, or its data path has allocated.
+fn nothing_kept(services: &Services, node: &Node<Bare>) -> Result<(), String> {
+    if node.allocations() > 0 {
+        return Err(format!("{} allocation(s) on the data path", node.allocations()));
+    }
     services.grants.retry_quarantine();
     let stats = services.grants.stats();
     match stats.quarantined_refs + stats.quarantined_pages + stats.leaked_refs + stats.leaked_pages {

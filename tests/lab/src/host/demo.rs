@@ -47,24 +47,21 @@ struct Outcome {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let folder = tempfile::tempdir().context("no temporary folder")?;
     let (source, kind) = match &args.disk {
-        Some(path) => (path.clone(), "as given"),
-        None => {
-            let path = folder.path().join("made.img");
-            let kind = image::make(folder.path(), &path, MADE_BYTES).context("the demo's image can't be made")?;
-            (path, kind)
-        }
+        Some(path) => (image::open(path)?, "as given"),
+        None => image::make(MADE_BYTES).context("the demo's image can't be made")?,
     };
-    let disk = FileStore::open(&source, true)?;
+    let name = args.disk.as_ref().map_or("made for the demo".into(), |path| path.display().to_string());
+    let disk = FileStore::new(source.try_clone()?, &name, true)?;
     let bytes = xbd::back::Store::sectors(&disk) * SECTOR as u64;
-    println!("image     {} ({kind}), {}", source.display(), HumanBytes(bytes));
+    println!("image     {name} ({kind}), {}", HumanBytes(bytes));
     let expected = image::sha256(&source)?;
     println!("sha256    {}  as the host reads it", hex(&expected));
 
-    let copy = folder.path().join("copy.img");
-    std::fs::File::create(&copy)?.set_len(bytes).context("no room for the copy")?;
-    let outcome = copy_through(args.seed, bytes, disk, FileStore::open(&copy, false)?)?;
+    // Without a name: however this ends, nothing is left behind.
+    let copy = tempfile::tempfile().context("no temporary file for the copy")?;
+    copy.set_len(bytes).context("no room for the copy")?;
+    let outcome = copy_through(args.seed, bytes, disk, FileStore::new(copy.try_clone()?, "the copy", false)?)?;
     println!("sha256    {}  as domU reads it from xvda", hex(&outcome.read));
     println!("sha256    {}  as domU reads it back from xvdb", hex(&outcome.written));
     let copied = image::sha256(&copy)?;
@@ -134,14 +131,21 @@ fn copy_through(seed: u64, bytes: u64, source: FileStore, copy: FileStore) -> Re
     for device in &nodes {
         device.clean_up(bed.toolstack.store()).map_err(|error| anyhow!("clean up: {error}"))?;
     }
+    bed.check()?;
+    show_others(&mut bed)?;
+    outcome.context("the client has not ended")
+}
+
+/// Shows the other devices: what their scenarios have to say.
+fn show_others(bed: &mut MockBed) -> Result<()> {
+    let scenarios = suite::scenarios::all();
     for (name, show) in [("console", "console"), ("net", "network")] {
-        let scenarios = suite::scenarios::all();
         let scenario = scenarios.iter().find(|each| each.name == name).context("the scenario is gone")?;
         for line in bed.run(scenario)? {
             println!("{show:9} {line}");
         }
     }
-    outcome.context("the client has not ended")
+    Ok(())
 }
 
 /// Reads all of one disk and writes it to another. Returns the SHA-256 of what was read.

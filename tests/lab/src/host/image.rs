@@ -1,9 +1,9 @@
 //! Disk images as files: the store behind the demo's back end, and an image to show when none is given.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Read;
+use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,6 +11,8 @@ use hypercall::mem::Shared;
 use sha2::{Digest, Sha256};
 use xbd::back::{Started, Store, StoreFault, Token, Work};
 use xbd::{MAX_SEGMENTS, SECTOR};
+
+use crate::host::process::die_with_parent;
 
 /// A file that is served as a disk.
 #[derive(Debug)]
@@ -21,24 +23,18 @@ pub(crate) struct FileStore {
 }
 
 impl FileStore {
-    /// Opens an image: a file that is a whole number of sectors long.
+    /// Takes an open image: a file that is a whole number of sectors long. `name` stands in messages.
     ///
     /// # Errors
-    /// It can't be opened, is no plain file, is empty or ends within a sector.
-    pub(crate) fn open(path: &Path, read_only: bool) -> Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .open(path)
-            .with_context(|| format!("image {} can't be opened", path.display()))?;
-        let about = file.metadata().with_context(|| format!("image {}", path.display()))?;
-        ensure!(about.is_file(), "image {} is not a file", path.display());
+    /// It is no plain file, is empty or ends within a sector.
+    pub(crate) fn new(file: File, name: &str, read_only: bool) -> Result<Self> {
+        let about = file.metadata().with_context(|| format!("image {name}"))?;
+        ensure!(about.is_file(), "image {name} is not a file");
         let len = about.len();
-        ensure!(len > 0, "image {} is empty", path.display());
+        ensure!(len > 0, "image {name} is empty");
         ensure!(
             len.is_multiple_of(SECTOR as u64),
-            "image {} has {len} bytes, which is no whole number of {SECTOR}-byte sectors",
-            path.display()
+            "image {name} has {len} bytes, which is no whole number of {SECTOR}-byte sectors"
         );
         Ok(Self { file, sectors: len / SECTOR as u64, read_only })
     }
@@ -104,43 +100,59 @@ impl Store for FileStore {
     }
 }
 
+/// Opens an image for reading.
+///
+/// # Errors
+/// It can't be opened.
+pub(crate) fn open(path: &Path) -> Result<File> {
+    File::open(path).with_context(|| format!("image {} can't be opened", path.display()))
+}
+
 /// Returns the SHA-256 of a file.
 ///
 /// # Errors
 /// It can't be read.
-pub(crate) fn sha256(path: &Path) -> Result<[u8; 32]> {
-    let mut file = File::open(path).with_context(|| format!("{} can't be opened", path.display()))?;
+pub(crate) fn sha256(file: &File) -> Result<[u8; 32]> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
     loop {
-        match file.read(&mut buffer).with_context(|| format!("{} can't be read", path.display()))? {
+        match file.read_at(&mut buffer, at).context("the image can't be read")? {
             0 => return Ok(hash.finalize().into()),
-            count => hash.update(&buffer[..count]),
+            count => {
+                hash.update(&buffer[..count]);
+                at += count as u64;
+            }
         }
     }
 }
 
-/// Makes an image of `bytes` bytes: an ext4 file system with some files if `mke2fs` is there, else noise. Returns what it is.
+/// Makes an image of `bytes` bytes, without a name: an ext4 file system with some files if `mke2fs` is there, else noise. Returns
+/// what it is, too.
 ///
 /// # Errors
 /// It can't be written, or `mke2fs` fails.
-pub(crate) fn make(folder: &Path, image: &Path, bytes: u64) -> Result<&'static str> {
-    let files = folder.join("files");
-    fs::create_dir(&files)?;
+pub(crate) fn make(bytes: u64) -> Result<(File, &'static str)> {
+    let image = tempfile::tempfile()?;
+    image.set_len(bytes)?;
+    let files = tempfile::tempdir()?;
     for number in 0..64u64 {
-        fs::write(files.join(format!("noise-{number}")), suite::scenarios::noise(number, 1000 * number as usize))?;
+        fs::write(
+            files.path().join(format!("noise-{number}")),
+            suite::scenarios::noise(number, 1000 * number as usize),
+        )?;
     }
-    File::create(image)?.set_len(bytes)?;
     let mut command = Command::new("mke2fs");
-    command.args(["-q", "-F", "-t", "ext4", "-d"]).arg(&files).arg(image);
+    command.args(["-q", "-F", "-t", "ext4", "-d"]).arg(files.path()).arg(open_again(&image));
+    die_with_parent(&mut command, Vec::new());
     match command.env("PATH", search_path()).stdin(Stdio::null()).status() {
         Ok(status) => {
             ensure!(status.success(), "mke2fs failed: {status}");
-            Ok("ext4")
+            Ok((image, "ext4"))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            fs::write(image, suite::scenarios::noise(bytes, bytes as usize))?;
-            Ok("noise, as mke2fs is not installed")
+            image.write_all_at(&suite::scenarios::noise(bytes, bytes as usize), 0)?;
+            Ok((image, "noise, as mke2fs is not installed"))
         }
         Err(error) => Err(error).context("mke2fs can't be started"),
     }
@@ -150,9 +162,10 @@ pub(crate) fn make(folder: &Path, image: &Path, bytes: u64) -> Result<&'static s
 ///
 /// # Errors
 /// It finds a fault.
-pub(crate) fn check_ext4(image: &Path) -> Result<Option<()>> {
+pub(crate) fn check_ext4(image: &File) -> Result<Option<()>> {
     let mut command = Command::new("e2fsck");
-    command.args(["-f", "-n"]).arg(image);
+    command.args(["-f", "-n"]).arg(open_again(image));
+    die_with_parent(&mut command, Vec::new());
     match command.env("PATH", search_path()).stdin(Stdio::null()).output() {
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stdout);
@@ -162,6 +175,11 @@ pub(crate) fn check_ext4(image: &Path) -> Result<Option<()>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).context("e2fsck can't be started"),
     }
+}
+
+/// Returns the path by which another process opens a file of ours that has no name.
+fn open_again(file: &File) -> PathBuf {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
 }
 
 /// The file system tools live where only root's path leads.
@@ -174,22 +192,22 @@ mod tests {
     use super::*;
 
     fn refusal(contents: &[u8]) -> String {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), contents).unwrap();
-        format!("{:#}", FileStore::open(file.path(), true).unwrap_err())
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(contents, 0).unwrap();
+        format!("{:#}", FileStore::new(file, "x.img", true).unwrap_err())
     }
 
     #[test]
     fn an_image_must_be_a_whole_number_of_sectors() {
-        assert!(refusal(&[]).ends_with("is empty"));
-        assert!(refusal(&[0; 513]).ends_with("has 513 bytes, which is no whole number of 512-byte sectors"));
+        assert_eq!(refusal(&[]), "image x.img is empty");
+        assert_eq!(refusal(&[0; 513]), "image x.img has 513 bytes, which is no whole number of 512-byte sectors");
     }
 
     #[test]
     fn an_image_must_be_a_file_that_is_there() {
-        let missing = format!("{:#}", FileStore::open(Path::new("/nowhere/x.img"), true).unwrap_err());
+        let missing = format!("{:#}", open(Path::new("/nowhere/x.img")).unwrap_err());
         assert!(missing.starts_with("image /nowhere/x.img can't be opened: No such file"), "{missing}");
-        let folder = format!("{:#}", FileStore::open(Path::new("/"), true).unwrap_err());
-        assert_eq!(folder, "image / is not a file");
+        let folder = open(Path::new("/")).unwrap();
+        assert_eq!(format!("{:#}", FileStore::new(folder, "/", true).unwrap_err()), "image / is not a file");
     }
 }

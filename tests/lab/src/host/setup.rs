@@ -231,6 +231,7 @@ fn make_dom0(tree: &Path, done: &Path) -> Result<()> {
     }
     let mut depmod = Command::new(tree.join("usr/bin/busybox"));
     depmod.arg("depmod").arg("-b").arg(tree).arg(release.file_name().context("a release has a name")?);
+    die_with_parent(&mut depmod, Vec::new());
     ensure!(depmod.status().context("busybox can't be started")?.success(), "depmod failed");
 
     // What the packages' scripts would have made.
@@ -258,6 +259,7 @@ fn keep_qemu(trees: &Path, done: &Path) -> Result<()> {
     }
     let mut gunzip = Command::new(trees.join("dom0/usr/bin/busybox"));
     gunzip.args(["gunzip", "-c"]).arg(tree.join("boot/xen-4.17-amd64.gz")).stdout(File::create(done.join("xen"))?);
+    die_with_parent(&mut gunzip, Vec::new());
     ensure!(gunzip.status().context("busybox can't be started")?.success(), "the hypervisor can't be unpacked");
     Ok(())
 }
