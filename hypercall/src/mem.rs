@@ -5,7 +5,7 @@
 
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 use xen_sys::Gfn;
 
@@ -188,8 +188,12 @@ unsafe impl<P: Platform> Buffer for PageBuf<P> {
     }
 }
 
+/// Bytes of the largest piece that is accessed at once: a register. A larger atomic load may be a write on a 32-bit processor,
+/// which a page that is mapped for reading only doesn't bear.
+const WORD: usize = size_of::<usize>();
+
 /// A view of bytes that another domain may read and write at any time. All access is atomic, byte by byte or in aligned
-/// words of eight; there is no order between the accesses, that is the ring's business.
+/// registers; there is no order between the accesses, that is the ring's business.
 #[derive(Clone, Copy)]
 pub struct Shared<'a> {
     va: NonNull<u8>,
@@ -267,14 +271,14 @@ impl<'a> Shared<'a> {
         let from = self.slice(offset, to.len());
         let head = from.head(to.len());
         let (first, rest) = to.split_at_mut(head);
-        let (words, last) = rest.as_chunks_mut::<8>();
+        let (words, last) = rest.as_chunks_mut::<WORD>();
         from.bytes(0, first);
         for (index, word) in words.iter_mut().enumerate() {
             // SAFETY: inside the view, and aligned: `head` bytes lead to an aligned address.
-            let source = unsafe { AtomicU64::from_ptr(from.va.as_ptr().add(head + 8 * index).cast()) };
+            let source = unsafe { AtomicUsize::from_ptr(from.va.as_ptr().add(head + WORD * index).cast()) };
             *word = source.load(Relaxed).to_ne_bytes();
         }
-        let done = head + 8 * words.len();
+        let done = head + WORD * words.len();
         from.bytes(done, last);
     }
 
@@ -287,14 +291,14 @@ impl<'a> Shared<'a> {
         let to = self.slice(offset, from.len());
         let head = to.head(from.len());
         let (first, rest) = from.split_at(head);
-        let (words, last) = rest.as_chunks::<8>();
+        let (words, last) = rest.as_chunks::<WORD>();
         to.set_bytes(0, first);
         for (index, word) in words.iter().enumerate() {
             // SAFETY: inside the view, and aligned: `head` bytes lead to an aligned address.
-            let target = unsafe { AtomicU64::from_ptr(to.va.as_ptr().add(head + 8 * index).cast()) };
-            target.store(u64::from_ne_bytes(*word), Relaxed);
+            let target = unsafe { AtomicUsize::from_ptr(to.va.as_ptr().add(head + WORD * index).cast()) };
+            target.store(usize::from_ne_bytes(*word), Relaxed);
         }
-        to.set_bytes(head + 8 * words.len(), last);
+        to.set_bytes(head + WORD * words.len(), last);
     }
 
     /// Returns the word at `offset`: an index of a ring, whose users know what is to be ordered around it.
@@ -312,7 +316,7 @@ impl<'a> Shared<'a> {
     /// Returns how many of the first `len` bytes are accessed one by one: those before the first aligned word. All of them under
     /// Miri, which can't follow a place that is accessed in different sizes.
     fn head(self, len: usize) -> usize {
-        if cfg!(miri) { len } else { self.va.as_ptr().align_offset(8).min(len) }
+        if cfg!(miri) { len } else { self.va.as_ptr().align_offset(WORD).min(len) }
     }
 
     fn byte(&self, offset: usize) -> &AtomicU8 {

@@ -24,7 +24,7 @@ use core::str::FromStr;
 
 use hypercall::DomId;
 
-use crate::store::{Cause, Store, StoreError, Tx, WatchId};
+use crate::store::{Cause, Errno, Store, StoreError, Tx, WatchId};
 
 /// io/xenbus.h, enum xenbus_state, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -183,12 +183,14 @@ impl<S: Store> Device<S> {
     /// Reads the state of the other end: [`State::Unknown`] if it has none.
     ///
     /// # Errors
-    /// [`StoreError`]; [`Cause::BadValue`] if it is garbage, unless we are closing: an end that talks rubbish is as good as gone
-    /// then.
+    /// [`StoreError`]; [`Cause::BadValue`] if it is garbage, unless we are closing: an end that talks rubbish, or lets us not read it,
+    /// is as good as gone then.
     pub fn other_state(&self) -> Result<State, StoreError> {
         match self.read_other_if_there(Tx::NONE, "state") {
             Ok(state) => Ok(state.unwrap_or(State::Unknown)),
-            Err(StoreError { cause: Cause::BadValue(_), .. }) if self.is_closing() => Ok(State::Unknown),
+            Err(StoreError { cause: Cause::BadValue(_) | Cause::Refused(Errno::Acces), .. }) if self.is_closing() => {
+                Ok(State::Unknown)
+            }
             Err(error) => Err(error),
         }
     }

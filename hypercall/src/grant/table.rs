@@ -38,7 +38,7 @@ const END_TRIES: usize = 8;
 /// Bits of a page-table entry: present, writable, user (the kernel of a 64-bit PV guest runs in ring 3), accessed, dirty.
 const PTE: u64 = 0x67;
 
-/// This domain's grant table. A handle: cheap to clone, and shared by all CPUs. There must be one table a domain.
+/// This domain's grant table. A handle: cheap to clone, and shared by all CPUs.
 ///
 /// `share` and `end` write entries without a lock. Reserving, releasing and the quarantine take a spin lock; they belong to
 /// attach and detach, and not into an interrupt handler.
@@ -115,9 +115,13 @@ impl<P: Platform> fmt::Debug for GrantTable<P> {
 impl<P: Platform> GrantTable<P> {
     /// Takes over the domain's grant table and maps its first frame. The first eight entries stay the toolstack's.
     ///
+    /// # Safety
+    /// There is no other table of this domain, and none is made as long as there is a handle of this one: they would hand out the
+    /// same references.
+    ///
     /// # Errors
     /// [`GrantError`] if Xen refuses, or there is no address space.
-    pub fn new(platform: P) -> Result<Self, GrantError> {
+    pub unsafe fn new(platform: P) -> Result<Self, GrantError> {
         let (_, max_frames) = query_size(&platform).map_err(GrantError::Xen)?;
         let max_frames = max_frames.min(MAX_FRAMES);
         let pages = max_frames as usize;

@@ -11,7 +11,8 @@ use crate::fake::{Fake, PAGE, PEER};
 
 fn loans(count: u16) -> (Fake, GrantTable<Fake>, LoanTable<GrantTable<Fake>, PageBuf<Fake>>) {
     let fake = Fake::new();
-    let table = GrantTable::new(fake.clone()).unwrap();
+    // SAFETY: the fake was just made, and has no other table.
+    let table = unsafe { GrantTable::new(fake.clone()) }.unwrap();
     let loans = LoanTable::new(&table, PEER, count).unwrap();
     (fake, table, loans)
 }

@@ -112,7 +112,8 @@ pub fn services() -> Result<Services, String> {
     let shared = shared::shared_info().ok_or("the shared page is not mapped")?;
     // SAFETY: the page stays mapped for ever.
     let events = unsafe { EventChannels::new(Bare, NonNull::from(shared)) };
-    let grants = GrantTable::new(Bare).map_err(|error| error.to_string())?;
+    // SAFETY: made once, as it is kept for ever.
+    let grants = unsafe { GrantTable::new(Bare) }.map_err(|error| error.to_string())?;
     Ok(services.insert(Services { events, grants }).clone())
 }
 

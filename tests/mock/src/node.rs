@@ -46,7 +46,8 @@ impl Machine {
         let start = platform.start();
         // SAFETY: the shared page lives as long as the machine's memory, which each handle of the domain keeps.
         let events = unsafe { EventChannels::new(platform.clone(), platform.shared_info()) };
-        let grants = GrantTable::new(platform.clone()).expect("a new domain has room for its grant table");
+        // SAFETY: one bundle a domain, kept in the list, and this is its only table.
+        let grants = unsafe { GrantTable::new(platform.clone()) }.expect("a new domain has room for its grant table");
         // SAFETY: the page was made with the domain, which never frees it; the store client is alone in using it, and holds a
         // handle of the domain.
         let page = unsafe { Shared::new(start.store, PAGE_SIZE) };

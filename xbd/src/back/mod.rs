@@ -212,8 +212,9 @@ impl<D: Domain, S: Store> Back<D, S> {
     fn connect(&mut self) -> Result<Change, BackError> {
         let ring = features::find_ring(&self.device)?;
         let disk = self.describe()?;
-        self.queue = Some(Queue::new(&self.domain, self.device.other_id(), ring, disk)?);
+        let queue = Queue::new(&self.domain, self.device.other_id(), ring, disk)?;
         self.device.switch(State::Connected)?;
+        self.queue = Some(queue);
         Ok(Change::Connected)
     }
 

@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use hypercall::grant::{Access, Grants, MapError, MapRequest, SharedPages, Window};
-use hypercall::mem::{OutOfMemory, Shared};
+use hypercall::mem::{OutOfMemory, PAGE_SIZE, Shared};
 use hypercall::{DomId, GrantRef, Platform};
 use xen_sys::Wire;
 use xen_sys::io::ring::{RING_HEADER_SIZE, SringHeader};
@@ -187,9 +187,10 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
     /// Puts a ring into `backing`; as many slots as it holds, rounded down to a power of two. Changes nothing in it.
     ///
     /// # Panics
-    /// If not even one slot fits, which no whole page can cause.
+    /// If the memory is no writable page.
     pub fn new(backing: B) -> Self {
         let view = backing.view();
+        assert!(view.is_writable() && view.as_ptr().addr().get().is_multiple_of(PAGE_SIZE), "a ring in {view:?}");
         let fit = view.len().saturating_sub(RING_HEADER_SIZE) / Self::SLOT;
         let slots = 1u32 << fit.ilog2();
         let base = view.as_ptr();
@@ -209,8 +210,9 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
 
     #[inline]
     fn slot(&self, slot: usize) -> *mut u8 {
-        debug_assert!(slot < self.slots as usize, "slot {slot} of {}", self.slots);
-        // SAFETY: `new` made as many slots as the memory holds, and callers mask the index.
+        // A power of two: an index beyond is taken for one within.
+        let slot = slot & (self.slots as usize - 1);
+        // SAFETY: `new` made as many slots as the memory holds.
         unsafe { self.base.as_ptr().add(RING_HEADER_SIZE + slot * Self::SLOT) }
     }
 

@@ -78,6 +78,7 @@ impl<B: Backing> OwnedByteRings<B> {
 /// Returns the view of a page without its lifetime.
 fn detached<B: Backing>(backing: &B) -> Shared<'static> {
     let view = backing.view();
+    assert!(view.is_writable(), "byte rings in a read-only page");
     // SAFETY: `Backing` promises the same bytes until it is dropped. The rings are dropped with it and never handed out.
     unsafe { Shared::new(view.as_ptr(), view.len()) }
 }

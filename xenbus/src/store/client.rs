@@ -16,7 +16,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
-use core::sync::atomic::{AtomicBool, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicU64, fence};
 
 use hypercall::event::Events;
 use hypercall::mem::Shared;
@@ -308,14 +308,17 @@ impl<P: Platform, E: Events> XenStore<P, E> {
     /// Looks into the ring, or leaves it to the one who does just now.
     fn look(&self) {
         let inner = &*self.0;
-        // Sequentially consistent, against the holder, who lets go of the lock and then asks for the flag: either we get the lock,
-        // or they see the flag.
         inner.again.store(true, SeqCst);
+        // The flag before the try for the lock, against the holder, who lets go of the lock and then asks for the flag, with a
+        // fence between, too: either we get the lock, or they see the flag.
+        fence(SeqCst);
         while inner.again.load(SeqCst) {
             let Some(mut link) = inner.link.try_lock() else { break };
             inner.again.store(false, SeqCst);
             let moved = link.exchange(&inner.watches);
             drop(link);
+            // Letting go is a mere release: without this, the flag could be asked for before anybody sees the lock free.
+            fence(SeqCst);
             if moved.fired {
                 inner.untold.store(true, SeqCst);
             }
@@ -333,17 +336,28 @@ impl<P: Platform, E: Events> XenStore<P, E> {
     /// Takes the lock of the ring in a thread. The handler doesn't wait for it, but leaves word, which is answered here.
     fn with<T>(&self, work: impl FnOnce(&mut MutexGuard<'_, Link>) -> T) -> T {
         let done = work(&mut self.0.link.lock());
+        // As in `look`: the lock is free before the flag is asked for.
+        fence(SeqCst);
         if self.0.again.load(SeqCst) {
             self.look();
+            self.pass_on();
         }
         done
+    }
+
+    /// Makes the event pending again if a watch has fired that the dispatcher has not been told of: it was woken before we saw it,
+    /// or not at all because we have taken its event. Ends with its [`process`](Self::process).
+    fn pass_on(&self) {
+        if self.0.untold.load(SeqCst) {
+            self.0.events.raise(self.0.port);
+        }
     }
 
     fn wait_for(&self, request: &Request<'_>) -> Result<Vec<u8>, Cause> {
         let inner = &*self.0;
         let timeout_ns = inner.timeout_ns.load(Relaxed);
         let deadline = inner.platform.now_ns().saturating_add(timeout_ns);
-        let mut waiting = Waiting { store: self, taken: false };
+        let waiting = Waiting { store: self };
         let mut id = None;
         loop {
             // First the event, then the ring: what comes after the look makes the event pending again.
@@ -394,13 +408,12 @@ impl<P: Platform, E: Events> XenStore<P, E> {
 /// passed on at the end.
 struct Waiting<'a, P: Platform, E: Events> {
     store: &'a XenStore<P, E>,
-    taken: bool,
 }
 
 impl<P: Platform, E: Events> Waiting<'_, P, E> {
-    fn look(&mut self) {
+    fn look(&self) {
         let inner = &*self.store.0;
-        self.taken |= inner.events.take(inner.port);
+        inner.events.take(inner.port);
         self.store.look();
     }
 }
@@ -408,10 +421,8 @@ impl<P: Platform, E: Events> Waiting<'_, P, E> {
 impl<P: Platform, E: Events> Drop for Waiting<'_, P, E> {
     fn drop(&mut self) {
         // Whoever is woken by the dispatcher to ask for watches must not miss one that came with our answer, or with that of
-        // the call before, whose event we have taken.
-        if self.taken && self.store.0.untold.load(SeqCst) {
-            self.store.0.events.raise(self.store.0.port);
-        }
+        // another call, whose event somebody has taken.
+        self.store.pass_on();
     }
 }
 

@@ -208,8 +208,9 @@ impl<D: Domain, I: Interface> Back<D, I> {
 
     fn connect(&mut self) -> Result<Change, BackError> {
         let peer = features::find_peer(&self.device)?;
-        self.queue = Some(Queue::new(&self.domain, self.device.other_id(), peer)?);
+        let queue = Queue::new(&self.domain, self.device.other_id(), peer)?;
         self.device.switch(State::Connected)?;
+        self.queue = Some(queue);
         Ok(Change::Connected)
     }
 

@@ -26,8 +26,8 @@ pub use xenbus::error::FrontError;
 
 use hypercall::mem::Buffer;
 use hypercall::{Level, Platform, Port};
-use xenbus::Domain;
 use xenbus::device::{Device, State};
+use xenbus::{Domain, Rate};
 
 use crate::features::{self, Link};
 
@@ -54,6 +54,7 @@ pub struct Front<D: Domain, B: Buffer> {
     device: Device<D::Store>,
     queue: Option<Queue<D, B>>,
     link: Option<Link>,
+    reports: Rate,
 }
 
 impl<D: Domain, B: Buffer> Front<D, B> {
@@ -64,7 +65,7 @@ impl<D: Domain, B: Buffer> Front<D, B> {
     pub fn new(domain: &D, path: &str) -> Result<Self, FrontError> {
         let mut device = Device::front(domain.store(), path)?;
         device.switch(State::Initialising)?;
-        Ok(Self { domain: domain.clone(), device, queue: None, link: None })
+        Ok(Self { domain: domain.clone(), device, queue: None, link: None, reports: Rate::default() })
     }
 
     /// Returns its place in xenstore.
@@ -95,9 +96,11 @@ impl<D: Domain, B: Buffer> Front<D, B> {
     pub fn step(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
         let done = self.advance(lost);
         if let Err(error) = &done {
-            // The other end can bring this about once: from here on the device is closing.
-            self.device.fault(format_args!("{error}"));
-            self.domain.platform().log(Level::Error, format_args!("xennet {}: {error}", self.device.path()));
+            let platform = self.domain.platform();
+            if self.reports.allows(platform.now_ns()) {
+                self.device.fault(format_args!("{error}"));
+                platform.log(Level::Error, format_args!("xennet {}: {error}", self.device.path()));
+            }
             // The store itself may be what is broken; there is nobody left to tell.
             let _ = self.close();
         }
