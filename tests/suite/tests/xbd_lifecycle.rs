@@ -13,6 +13,7 @@ use xen_sys::grant_table::{
     GNTST_general_error, GNTST_no_device_space, GNTTABOP_map_grant_ref, GNTTABOP_unmap_grant_ref,
 };
 use xenbus::device::State;
+use xenbus::store::{Perm, Store, Tx};
 
 const SECTORS: usize = 256;
 
@@ -107,6 +108,19 @@ fn each_change_of_state_is_told_once_and_acted_on() {
     assert_eq!(states[5..], ["45", "65", "6-"]);
     assert!(pair.front.closed && pair.back.removed);
     pair.check_quiet();
+}
+
+/// A front end that hides its state can't keep its back end from being removed.
+#[test]
+fn back_end_whose_other_end_hides_its_state_can_be_detached() {
+    let mut pair = Pair::connected(9);
+    let state = format!("{}/state", pair.bed.device.front_path());
+    let hidden = [Perm { domain: pair.bed.front.id, read: false, write: false }];
+    pair.bed.front.store.set_permissions(Tx::NONE, &state, &hidden).unwrap();
+    pair.bed.device.ask_detach(&pair.bed.toolstack.store).unwrap();
+    pair.follow();
+    assert!(pair.back.removed);
+    assert!(pair.back.errors.is_empty(), "{:?}", pair.back.errors);
 }
 
 #[test]
