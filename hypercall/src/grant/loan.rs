@@ -6,16 +6,16 @@ use xen_sys::{DomId, GrantRef};
 
 use super::{Access, GrantError, Grants, StillMapped};
 use crate::mem::{Buffer, PageBuf};
-use crate::platform::Platform;
 
 /// Up to `N` grant references, reserved once, and the buffer that they share at the moment. A request slot of a queue has
 /// one: [`lend`](Self::lend) writes one grant entry a segment and nothing else, [`recall`](Self::recall) gives the buffer back
 /// once the peer can't reach it any more.
 ///
-/// It holds no handle of the grant table, for a queue has hundreds of them: [`dissolve`](Self::dissolve) gives the references
-/// back. Dropped without it, references and buffer are leaked, never reused.
+/// [`dissolve`](Self::dissolve) gives the references back. Dropped without it, references and buffer are leaked, never reused.
 #[derive(Debug)]
-pub struct Loan<B: Buffer, const N: usize> {
+pub struct Loan<G: Grants, B: Buffer, const N: usize> {
+    /// The table that the references are of: no other can end them.
+    grants: G,
     refs: [GrantRef; N],
     /// How many of `refs` are shared, from the first.
     shared: usize,
@@ -34,28 +34,22 @@ pub enum LendError {
     },
 }
 
-impl<B: Buffer, const N: usize> Loan<B, N> {
+impl<G: Grants, B: Buffer, const N: usize> Loan<G, B, N> {
     /// Reserves the references.
     ///
     /// # Errors
     /// [`GrantError`] if there aren't enough.
-    pub fn new<G: Grants>(grants: &G) -> Result<Self, GrantError> {
+    pub fn new(grants: &G) -> Result<Self, GrantError> {
         let mut refs = [GrantRef(0); N];
         grants.reserve(&mut refs)?;
-        Ok(Self { refs, shared: 0, buffer: None })
+        Ok(Self { grants: grants.clone(), refs, shared: 0, buffer: None })
     }
 
     /// Lends the buffer to `peer` and returns its references, one a segment.
     ///
     /// # Errors
     /// [`LendError`] and the buffer; nothing is shared then.
-    pub fn lend<G: Grants>(
-        &mut self,
-        grants: &G,
-        peer: DomId,
-        access: Access,
-        buffer: B,
-    ) -> Result<&[GrantRef], (LendError, B)> {
+    pub fn lend(&mut self, peer: DomId, access: Access, buffer: B) -> Result<&[GrantRef], (LendError, B)> {
         if self.buffer.is_some() {
             return Err((LendError::Busy, buffer));
         }
@@ -63,14 +57,15 @@ impl<B: Buffer, const N: usize> Loan<B, N> {
             return Err((LendError::TooManySegments { max: N }, buffer));
         }
         self.shared = 0;
+        // In here before anything is shared: should `segments` panic, the pages aren't freed.
+        let buffer = self.buffer.insert(ManuallyDrop::new(buffer));
         // `zip` bounds the loop by the references even if the buffer should answer differently the second time.
         for (gref, segment) in self.refs.iter().zip(buffer.segments()) {
             // SAFETY: `new` reserved the reference, and nothing was lent; `Buffer` promises that the page stays, and the
             // buffer stays in here until `recall` has ended every reference.
-            unsafe { grants.share(*gref, peer, segment.gfn, access) };
+            unsafe { self.grants.share(*gref, peer, segment.gfn, access) };
             self.shared += 1;
         }
-        self.buffer = Some(ManuallyDrop::new(buffer));
         Ok(&self.refs[..self.shared])
     }
 
@@ -83,9 +78,9 @@ impl<B: Buffer, const N: usize> Loan<B, N> {
     ///
     /// # Errors
     /// [`StillMapped`] if the peer has not unmapped a page: the buffer stays lent, and this may be tried again.
-    pub fn recall<G: Grants>(&mut self, grants: &G) -> Result<Option<B>, StillMapped> {
+    pub fn recall(&mut self) -> Result<Option<B>, StillMapped> {
         while self.shared > 0 {
-            grants.end(self.refs[self.shared - 1])?;
+            self.grants.end(self.refs[self.shared - 1])?;
             self.shared -= 1;
         }
         Ok(self.buffer.take().map(ManuallyDrop::into_inner))
@@ -96,14 +91,14 @@ impl<B: Buffer, const N: usize> Loan<B, N> {
     /// # Errors
     /// [`Held`] if the peer has not unmapped a page: the references go to the quarantine, and the buffer must stay where it
     /// is for ever.
-    pub fn dissolve<G: Grants>(mut self, grants: &G) -> Result<Option<B>, Held<B>> {
-        let recalled = self.recall(grants);
+    pub fn dissolve(mut self) -> Result<Option<B>, Held<B>> {
+        let recalled = self.recall();
         // SAFETY: reserved by `new`, not shared, and given up with this object.
-        unsafe { grants.release(&self.refs[self.shared..]) };
+        unsafe { self.grants.release(&self.refs[self.shared..]) };
         match (recalled, self.buffer.take()) {
             (Err(StillMapped { .. }), Some(buffer)) => {
                 // SAFETY: reserved by `new`, and given up with this object.
-                unsafe { grants.quarantine(self.refs[..self.shared].into(), None) };
+                unsafe { self.grants.quarantine(self.refs[..self.shared].into(), None) };
                 Err(Held(buffer))
             }
             (Ok(buffer), _) => Ok(buffer),
@@ -112,17 +107,17 @@ impl<B: Buffer, const N: usize> Loan<B, N> {
     }
 }
 
-impl<P: Platform, const N: usize> Loan<PageBuf<P>, N> {
+impl<G: Grants, const N: usize> Loan<G, PageBuf<G::Platform>, N> {
     /// Gives the references back and frees the pages that were lent. What the peer has not unmapped goes to the quarantine, the
     /// pages with their references.
-    pub fn retire<G: Grants<Platform = P>>(mut self, grants: &G) {
-        let recalled = self.recall(grants);
+    pub fn retire(mut self) {
+        let recalled = self.recall();
         // SAFETY: reserved by `new`, not shared, and given up with this object.
-        unsafe { grants.release(&self.refs[self.shared..]) };
+        unsafe { self.grants.release(&self.refs[self.shared..]) };
         if let (Err(StillMapped { .. }), Some(buffer)) = (recalled, self.buffer.take()) {
             let pages = ManuallyDrop::into_inner(buffer).into_pages();
             // SAFETY: reserved by `new`, and given up with this object, as are the pages.
-            unsafe { grants.quarantine(self.refs[..self.shared].into(), Some(pages)) };
+            unsafe { self.grants.quarantine(self.refs[..self.shared].into(), Some(pages)) };
         }
     }
 }

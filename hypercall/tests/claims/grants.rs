@@ -214,47 +214,47 @@ fn ending_a_reference_that_there_is_not_does_nothing() {
 #[test]
 fn a_loan_shares_each_segment_and_gives_the_buffer_back() {
     let (fake, table) = table();
-    let mut loan = Loan::<PageBuf<Fake>, 4>::new(&table).unwrap();
+    let mut loan = Loan::<_, PageBuf<Fake>, 4>::new(&table).unwrap();
     let buffer = PageBuf::new(&fake, 2 * PAGE + 100).unwrap();
     let frames: Vec<u32> = buffer.segments().map(|segment| segment.gfn.0 as u32).collect();
-    let refs = loan.lend(&table, PEER, Access::ReadOnly, buffer).unwrap().to_vec();
+    let refs = loan.lend(PEER, Access::ReadOnly, buffer).unwrap().to_vec();
     let shared: Vec<u32> = refs.iter().map(|gref| fake.entry(*gref).frame.load(SeqCst)).collect();
     assert_eq!(shared, frames);
     assert!(refs.iter().all(|gref| fake.entry(*gref).flags.load(SeqCst) == GTF_permit_access | GTF_readonly));
-    assert_eq!(loan.recall(&table).unwrap().unwrap().len(), 2 * PAGE + 100);
+    assert_eq!(loan.recall().unwrap().unwrap().len(), 2 * PAGE + 100);
     assert!(refs.iter().all(|gref| !fake.peer_maps(*gref)));
-    assert!(loan.recall(&table).unwrap().is_none());
-    assert!(loan.dissolve(&table).unwrap().is_none());
+    assert!(loan.recall().unwrap().is_none());
+    assert!(loan.dissolve().unwrap().is_none());
     assert_eq!(table.stats().free as usize, FIRST);
 }
 
 #[test]
 fn a_loan_refuses_a_second_buffer_and_one_that_is_too_large() {
     let (fake, table) = table();
-    let mut loan = Loan::<PageBuf<Fake>, 2>::new(&table).unwrap();
+    let mut loan = Loan::<_, PageBuf<Fake>, 2>::new(&table).unwrap();
     let large = PageBuf::new(&fake, 2 * PAGE + 1).unwrap();
-    let (error, large) = loan.lend(&table, PEER, Access::ReadWrite, large).unwrap_err();
+    let (error, large) = loan.lend(PEER, Access::ReadWrite, large).unwrap_err();
     assert_eq!((error, large.len()), (LendError::TooManySegments { max: 2 }, 2 * PAGE + 1));
-    loan.lend(&table, PEER, Access::ReadWrite, PageBuf::new(&fake, PAGE).unwrap()).unwrap();
-    let (error, _) = loan.lend(&table, PEER, Access::ReadWrite, large).unwrap_err();
+    loan.lend(PEER, Access::ReadWrite, PageBuf::new(&fake, PAGE).unwrap()).unwrap();
+    let (error, _) = loan.lend(PEER, Access::ReadWrite, large).unwrap_err();
     assert_eq!(error, LendError::Busy);
-    loan.recall(&table).unwrap();
-    loan.dissolve(&table).unwrap();
+    loan.recall().unwrap();
+    loan.dissolve().unwrap();
 }
 
 #[test]
 fn a_loan_keeps_the_buffer_while_one_segment_is_mapped() {
     let (fake, table) = table();
-    let mut loan = Loan::<PageBuf<Fake>, 3>::new(&table).unwrap();
+    let mut loan = Loan::<_, PageBuf<Fake>, 3>::new(&table).unwrap();
     let buffer = PageBuf::new(&fake, 3 * PAGE).unwrap();
-    let refs = loan.lend(&table, PEER, Access::ReadWrite, buffer).unwrap().to_vec();
+    let refs = loan.lend(PEER, Access::ReadWrite, buffer).unwrap().to_vec();
     assert!(fake.peer_maps(refs[1]));
-    assert_eq!(loan.recall(&table).unwrap_err(), StillMapped { gref: refs[1] });
+    assert_eq!(loan.recall().unwrap_err(), StillMapped { gref: refs[1] });
     assert_eq!(loan.buffer().map(PageBuf::len), Some(3 * PAGE));
     assert_eq!(fake.pages(), 3);
     fake.peer_unmaps(refs[1]);
-    assert!(loan.recall(&table).unwrap().is_some());
-    loan.dissolve(&table).unwrap();
+    assert!(loan.recall().unwrap().is_some());
+    loan.dissolve().unwrap();
     assert_eq!(fake.pages(), 0);
 }
 
@@ -262,10 +262,10 @@ fn a_loan_keeps_the_buffer_while_one_segment_is_mapped() {
 #[cfg_attr(miri, ignore = "what is held for ever is a leak")]
 fn a_dissolved_loan_holds_a_mapped_buffer_for_ever_and_its_references_until_they_are_free() {
     let (fake, table) = table();
-    let mut loan = Loan::<PageBuf<Fake>, 3>::new(&table).unwrap();
-    let refs = loan.lend(&table, PEER, Access::ReadWrite, PageBuf::new(&fake, 2 * PAGE).unwrap()).unwrap().to_vec();
+    let mut loan = Loan::<_, PageBuf<Fake>, 3>::new(&table).unwrap();
+    let refs = loan.lend(PEER, Access::ReadWrite, PageBuf::new(&fake, 2 * PAGE).unwrap()).unwrap().to_vec();
     assert!(fake.peer_maps(refs[0]));
-    let held = loan.dissolve(&table).unwrap_err();
+    let held = loan.dissolve().unwrap_err();
     assert_eq!(held.buffer().len(), 2 * PAGE);
     drop(held);
     assert_eq!((table.stats().free as usize, table.stats().quarantined_refs), (FIRST - 1, 1));
@@ -278,10 +278,10 @@ fn a_dissolved_loan_holds_a_mapped_buffer_for_ever_and_its_references_until_they
 #[test]
 fn a_retired_loan_leaves_mapped_pages_to_the_quarantine() {
     let (fake, table) = table();
-    let mut loan = Loan::<PageBuf<Fake>, 3>::new(&table).unwrap();
-    let refs = loan.lend(&table, PEER, Access::ReadWrite, PageBuf::new(&fake, 2 * PAGE).unwrap()).unwrap().to_vec();
+    let mut loan = Loan::<_, PageBuf<Fake>, 3>::new(&table).unwrap();
+    let refs = loan.lend(PEER, Access::ReadWrite, PageBuf::new(&fake, 2 * PAGE).unwrap()).unwrap().to_vec();
     assert!(fake.peer_maps(refs[1]));
-    loan.retire(&table);
+    loan.retire();
     assert_eq!((table.stats().free as usize, table.stats().quarantined_pages, fake.pages()), (FIRST - 2, 2, 2));
     fake.peer_unmaps(refs[1]);
     table.retry_quarantine();

@@ -5,6 +5,7 @@ use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use hypercall::grant::Grants;
 use hypercall::mem::PageBuf;
 use hypercall::{DomId, Platform};
 use sha2::{Digest, Sha256};
@@ -258,7 +259,7 @@ struct Game {
 }
 
 impl Game {
-    fn take<P: Platform>(&mut self, packet: Received<'_, P>) {
+    fn take<G: Grants>(&mut self, packet: Received<'_, G>) {
         let len = packet.read(&mut self.bytes);
         let seen = (packet.len(), Sha256::digest(&self.bytes[..len]).into());
         if self.expected.pop_front() != Some(seen) {

@@ -159,8 +159,8 @@ pub struct Counters {
 }
 
 /// The slot of one request: its number on the wire is the slot's index.
-struct Slot<B: Buffer> {
-    loan: Loan<B, MAX_SEGMENTS>,
+struct Slot<G: Grants, B: Buffer> {
+    loan: Loan<G, B, MAX_SEGMENTS>,
     state: SlotState,
 }
 
@@ -175,11 +175,10 @@ enum SlotState {
 
 /// A ring with its event channel, and the requests that are in flight.
 pub struct Queue<D: Domain, B: Buffer> {
-    grants: D::Grants,
     peer: DomId,
     ring: FrontRing<RingPages<SharedPages<D::Grants>, BlkifRequest, BlkifResponse>>,
     channel: Channel<D::Events>,
-    slots: Box<[Slot<B>]>,
+    slots: Box<[Slot<D::Grants, B>]>,
     free: Option<u16>,
     in_flight: u32,
     answered: u32,
@@ -199,13 +198,12 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             match Loan::new(grants) {
                 Ok(loan) => slots.push(Slot { loan, state: SlotState::Free(next) }),
                 Err(error) => {
-                    dissolve(grants, slots, |_| {});
+                    dissolve(slots, |_| {});
                     return Err(error.into());
                 }
             }
         }
         Ok(Self {
-            grants: grants.clone(),
             peer,
             ring,
             channel,
@@ -275,7 +273,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         let Some(index) = self.free else { return Err((SubmitError::Full, buffer)) };
         let slot = &mut self.slots[usize::from(index)];
         let access = if operation == Operation::Read { Access::ReadWrite } else { Access::ReadOnly };
-        let refs = match slot.loan.lend(&self.grants, self.peer, access, buffer) {
+        let refs = match slot.loan.lend(self.peer, access, buffer) {
             Ok(refs) => refs,
             Err((LendError::Busy | LendError::TooManySegments { .. }, buffer)) => {
                 return Err((SubmitError::BadBuffer, buffer));
@@ -394,7 +392,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     fn finish(&mut self, index: u16, done: &mut impl FnMut(Completion<B>)) -> bool {
         let slot = &mut self.slots[usize::from(index)];
         let SlotState::Answered(result) = slot.state else { return true };
-        let Ok(buffer) = slot.loan.recall(&self.grants) else { return false };
+        let Ok(buffer) = slot.loan.recall() else { return false };
         slot.state = SlotState::Free(self.free);
         self.free = Some(index);
         self.answered -= 1;
@@ -425,7 +423,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         self.free = None;
         (self.in_flight, self.answered) = (0, 0);
         let errors = &mut self.counters.errors;
-        dissolve(&self.grants, slots.into(), |completion| {
+        dissolve(slots.into(), |completion| {
             *errors += u64::from(completion.result.is_err());
             done(completion);
         });
@@ -434,18 +432,18 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
 
 impl<D: Domain, B: Buffer> Drop for Queue<D, B> {
     fn drop(&mut self) {
-        dissolve(&self.grants, core::mem::take(&mut self.slots).into(), |_| {});
+        dissolve(core::mem::take(&mut self.slots).into(), |_| {});
     }
 }
 
 /// Gives the grant references of slots back, and what was in flight in them to `done`.
-fn dissolve<G: Grants, B: Buffer>(grants: &G, slots: Vec<Slot<B>>, mut done: impl FnMut(Completion<B>)) {
+fn dissolve<G: Grants, B: Buffer>(slots: Vec<Slot<G, B>>, mut done: impl FnMut(Completion<B>)) {
     for slot in slots {
         let result = match slot.state {
             SlotState::Answered(result) => result,
             SlotState::Free(_) | SlotState::InFlight(_) => Err(IoError::Lost),
         };
-        let buffer = match slot.loan.dissolve(grants) {
+        let buffer = match slot.loan.dissolve() {
             Ok(None) => continue,
             Ok(Some(buffer)) => Returned::Whole(buffer),
             Err(held) => Returned::Held(held),

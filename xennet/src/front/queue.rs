@@ -160,7 +160,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     pub fn poll(
         &mut self,
         sent: impl FnMut(Completion<B>),
-        received: impl FnMut(Received<'_, D::Platform>),
+        received: impl FnMut(Received<'_, D::Grants>),
     ) -> Result<bool, QueueError> {
         if let Some(error) = self.broken {
             return Err(error);
@@ -176,7 +176,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     fn take_all(
         &mut self,
         sent: impl FnMut(Completion<B>),
-        received: impl FnMut(Received<'_, D::Platform>),
+        received: impl FnMut(Received<'_, D::Grants>),
     ) -> Result<bool, QueueError> {
         self.tx.take_all(&mut self.counters, sent)?;
         let more = self.rx.take_all(&mut self.counters, received)?;

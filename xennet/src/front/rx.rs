@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use hypercall::grant::{Access, Grants, Loan, SharedPages};
 use hypercall::mem::{PAGE_SIZE, PageBuf, Shared};
-use hypercall::{DomId, GrantRef, Platform};
+use hypercall::{DomId, GrantRef};
 use xen_sys::io::netif::{NetifRxRequest, NetifRxResponse};
 use xenbus::Domain;
 use xenbus::ring::{FrontRing, Notify, RingPages};
@@ -15,28 +15,28 @@ use crate::MAX_SLOTS;
 use crate::protocol::{self, Chain, Fragment};
 
 /// A page to receive into. Its number on the wire is its index, and it is always posted in the ring's slot of that index.
-struct Page<P: Platform> {
-    loan: Loan<PageBuf<P>, 1>,
+struct Page<G: Grants> {
+    loan: Loan<G, PageBuf<G::Platform>, 1>,
     /// The page, while it is not posted.
-    own: Option<PageBuf<P>>,
+    own: Option<PageBuf<G::Platform>>,
 }
 
 /// A packet that has come. Its bytes are in pages of our own, which nobody else reaches while this is looked at.
-pub struct Received<'a, P: Platform> {
-    pages: &'a [Page<P>],
+pub struct Received<'a, G: Grants> {
+    pages: &'a [Page<G>],
     /// Page and place of each part.
     parts: &'a [(u16, Fragment)],
 }
 
-impl<P: Platform> Clone for Received<'_, P> {
+impl<G: Grants> Clone for Received<'_, G> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<P: Platform> Copy for Received<'_, P> {}
+impl<G: Grants> Copy for Received<'_, G> {}
 
-impl<'a, P: Platform> Received<'a, P> {
+impl<'a, G: Grants> Received<'a, G> {
     /// Returns the length in bytes.
     pub fn len(&self) -> usize {
         self.parts.iter().map(|(_, part)| part.len()).sum()
@@ -48,7 +48,7 @@ impl<'a, P: Platform> Received<'a, P> {
     }
 
     /// Returns its parts, in order.
-    pub fn parts(&self) -> impl Iterator<Item = Shared<'a>> + use<'a, P> {
+    pub fn parts(&self) -> impl Iterator<Item = Shared<'a>> + use<'a, G> {
         let pages = self.pages;
         self.parts.iter().filter_map(move |(page, part)| {
             let page = pages[usize::from(*page)].own.as_ref()?;
@@ -70,10 +70,9 @@ impl<'a, P: Platform> Received<'a, P> {
 
 /// The ring that the front end receives on.
 pub(super) struct Rx<D: Domain> {
-    grants: D::Grants,
     peer: DomId,
     ring: FrontRing<RingPages<SharedPages<D::Grants>, NetifRxRequest, NetifRxResponse>>,
-    pages: Vec<Page<D::Platform>>,
+    pages: Vec<Page<D::Grants>>,
     /// Pages posted, taken, and let go of, since the beginning, wrapping. What lies between the last two is the packet that is
     /// not whole yet.
     posted: u32,
@@ -91,7 +90,6 @@ impl<D: Domain> Rx<D> {
         let ring = FrontRing::new(RingPages::new(SharedPages::new(grants, peer, 1)?));
         let size = ring.size() as usize;
         let mut rx = Self {
-            grants: grants.clone(),
             peer,
             ring,
             pages: Vec::with_capacity(size),
@@ -122,10 +120,10 @@ impl<D: Domain> Rx<D> {
             let index = self.posted & (size - 1);
             let page = &mut self.pages[index as usize];
             if page.own.is_none() {
-                page.own = page.loan.recall(&self.grants).ok().flatten();
+                page.own = page.loan.recall().ok().flatten();
             }
             let Some(own) = page.own.take() else { return };
-            let gref = match page.loan.lend(&self.grants, self.peer, Access::ReadWrite, own) {
+            let gref = match page.loan.lend(self.peer, Access::ReadWrite, own) {
                 Ok(refs) => refs[0],
                 Err((_, own)) => {
                     page.own = Some(own);
@@ -150,7 +148,7 @@ impl<D: Domain> Rx<D> {
     pub(super) fn take_all(
         &mut self,
         counters: &mut Counters,
-        mut received: impl FnMut(Received<'_, D::Platform>),
+        mut received: impl FnMut(Received<'_, D::Grants>),
     ) -> Result<bool, QueueError> {
         for _ in 0..self.ring.size() {
             let Some(response) = self.ring.pop()? else { return Ok(false) };
@@ -172,7 +170,7 @@ impl<D: Domain> Rx<D> {
             return Err(QueueError::WrongSlot { expected: index, claimed: response.id });
         }
         let page = &mut self.pages[usize::from(index)];
-        match page.loan.recall(&self.grants) {
+        match page.loan.recall() {
             Ok(own) => page.own = own,
             Err(_) => {
                 counters.still_mapped += 1;
@@ -202,7 +200,7 @@ impl<D: Domain> Rx<D> {
     }
 
     /// The packet is whole: gives it to `received`, unless something is wrong with it.
-    fn finish(&mut self, counters: &mut Counters, received: &mut impl FnMut(Received<'_, D::Platform>)) {
+    fn finish(&mut self, counters: &mut Counters, received: &mut impl FnMut(Received<'_, D::Grants>)) {
         let packet = Received { pages: &self.pages, parts: &self.parts[..self.count] };
         let len = packet.len();
         if self.spoiled || !protocol::is_packet(len) {
@@ -221,7 +219,7 @@ impl<D: Domain> Drop for Rx<D> {
     fn drop(&mut self) {
         for page in self.pages.drain(..) {
             // A page that the back end still maps waits in the quarantine.
-            page.loan.retire(&self.grants);
+            page.loan.retire();
         }
     }
 }

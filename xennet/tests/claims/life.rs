@@ -74,7 +74,7 @@ impl Pair {
     fn poll_front(&mut self) {
         let Some(queue) = self.front.as_mut().and_then(Front::queue) else { return };
         let received = &mut self.received;
-        let mut take = |packet: front::Received<'_, Platform>| {
+        let mut take = |packet: front::Received<'_, hypercall::grant::GrantTable<Platform>>| {
             let mut bytes = vec![0; packet.len()];
             packet.read(&mut bytes);
             assert!(bytes.iter().zip(0..).all(|(byte, at)| *byte == crate::rig::pattern(at)));
