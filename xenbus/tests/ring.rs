@@ -5,8 +5,9 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
+use hypercall::mem::Shared;
 use xen_sys::Wire;
-use xenbus::ring::{BackRing, Field, FrontRing, Notify, RingError, RingMemory};
+use xenbus::ring::{BackRing, Field, FrontRing, Notify, RingError, RingMemory, RingPages};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
@@ -240,4 +241,25 @@ fn an_unarmed_peer_is_notified_once_for_a_batch() {
         notified += u32::from(front.publish() == Notify::Yes);
     }
     assert_eq!(notified, 1);
+}
+
+/// Makes a ring in `len` bytes at `offset` of a page that nobody else has, which may be written or not.
+fn ring_in(offset: usize, len: usize, writable: bool) {
+    let page = Box::leak(Box::new(Page([0; 4096])));
+    let base = std::ptr::NonNull::from(&mut page.0).cast();
+    // SAFETY: leaked, and nobody has it but the view.
+    let view = unsafe { if writable { Shared::new(base, 4096) } else { Shared::read_only(base, 4096) } };
+    assert_eq!(RingPages::<_, Msg, Msg>::new(view.slice(offset, len)).slots(), 512);
+}
+
+#[repr(align(4096))]
+struct Page([u8; 4096]);
+
+#[test]
+#[cfg_attr(miri, ignore = "the page is leaked")]
+fn ring_stands_in_a_writable_page_and_nowhere_else() {
+    let refused = |offset, len, writable| std::panic::catch_unwind(|| ring_in(offset, len, writable)).is_err();
+    assert!(!refused(0, 4096, true));
+    assert!(refused(2, 4094, true), "not aligned");
+    assert!(refused(0, 4096, false), "read-only");
 }
