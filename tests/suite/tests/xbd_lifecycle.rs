@@ -110,6 +110,25 @@ fn each_change_of_state_is_told_once_and_acted_on() {
     pair.check_quiet();
 }
 
+/// A back end that can't say that it is connected, nor that it closes, holds nothing of the other end: the next attempt begins anew.
+#[test]
+fn back_end_that_can_not_say_that_it_is_connected_keeps_no_queue() {
+    let mut pair = Pair::new(10);
+    while pair.bed.front_state().as_deref() != Some("3") {
+        pair.turn(false);
+        pair.turn(true);
+    }
+    let state = format!("/local/domain/{}/{}/state", pair.bed.back.id.0, pair.bed.device.back_path());
+    let reader = |domain| Perm { domain, read: true, write: false };
+    let mine = Perm { domain: DomId(0), read: false, write: false };
+    let perms = [mine, reader(pair.bed.back.id), reader(pair.bed.front.id)];
+    pair.bed.toolstack.store.set_permissions(Tx::NONE, &state, &perms).unwrap();
+    pair.back.step();
+    assert_eq!(pair.back.errors.len(), 1, "{:?}", pair.back.errors);
+    assert!(pair.back.errors[0].contains("EACCES"), "{:?}", pair.back.errors);
+    assert_eq!((pair.bed.back_state().as_deref(), pair.back.back.port()), (Some("2"), None));
+}
+
 /// A front end that hides its state can't keep its back end from being removed.
 #[test]
 fn back_end_whose_other_end_hides_its_state_can_be_detached() {
