@@ -58,6 +58,13 @@ pub trait Events: Clone {
     /// Says that the event was handled: the next one is dispatched again. An event that came meanwhile is not lost.
     fn unmask(&self, port: Port);
 
+    /// Closes the port; it may be another's from now on.
+    fn close(&self, port: Port);
+}
+
+/// Events that can also be waited for without being dispatched. Our store client needs that; a kernel that lends its own client
+/// need not lend this.
+pub trait Polled: Events {
     /// Takes the event that is pending on a port, and tells whether there was one: for whoever waits on a port without being
     /// dispatched.
     fn take(&self, port: Port) -> bool;
@@ -65,9 +72,6 @@ pub trait Events: Clone {
     /// Makes an event pending on an own port, as if the other end had signalled: what was taken by waiting is passed on to the
     /// dispatcher.
     fn raise(&self, port: Port);
-
-    /// Closes the port; it may be another's from now on.
-    fn close(&self, port: Port);
 }
 
 /// A port of this domain, bound or offered; closed when dropped.

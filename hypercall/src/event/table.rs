@@ -10,7 +10,7 @@ use xen_sys::arch_x86::xen::XEN_LEGACY_MAX_VCPUS;
 use xen_sys::xen::SharedInfo;
 use xen_sys::{DomId, Port};
 
-use super::{EventError, Events};
+use super::{EventError, Events, Polled};
 use crate::call::event_channel::{self as call, Status};
 use crate::error::XenError;
 use crate::platform::Platform;
@@ -315,6 +315,16 @@ impl<P: Platform> Events for EventChannels<P> {
         self.raise_again(port);
     }
 
+    fn close(&self, port: Port) {
+        let Some(slot) = self.slot(port) else { return };
+        slot.generation.fetch_add(1, SeqCst);
+        self.mask(port);
+        // Xen clears the pending bit. From here on the port may be another's, so nothing may be touched after the call.
+        let _ = call::close(&self.0.platform, port);
+    }
+}
+
+impl<P: Platform> Polled for EventChannels<P> {
     #[inline]
     fn take(&self, port: Port) -> bool {
         // The inherent method, which has precedence.
@@ -328,13 +338,5 @@ impl<P: Platform> Events for EventChannels<P> {
         let (word, bit) = place(port);
         self.shared().evtchn_pending[word].fetch_or(bit, SeqCst);
         self.raise_again(port);
-    }
-
-    fn close(&self, port: Port) {
-        let Some(slot) = self.slot(port) else { return };
-        slot.generation.fetch_add(1, SeqCst);
-        self.mask(port);
-        // Xen clears the pending bit. From here on the port may be another's, so nothing may be touched after the call.
-        let _ = call::close(&self.0.platform, port);
     }
 }

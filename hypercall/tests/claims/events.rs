@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
 
-use hypercall::event::{Channel, EventChannels, EventError, Events, PORTS, Status};
+use hypercall::event::{Channel, EventChannels, EventError, Events, PORTS, Polled, Status};
 use hypercall::{Nr, Port, XenError};
 use xen_sys::event_channel::*;
 use xen_sys::xen::VIRQ_TIMER;

@@ -18,15 +18,16 @@ use core::fmt;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::{AtomicBool, AtomicU64, fence};
 
-use hypercall::event::Events;
+use hypercall::event::Polled;
 use hypercall::mem::Shared;
 use hypercall::{Platform, Port};
 use spin::{Mutex, MutexGuard};
 use xen_sys::io::xs_wire::{XENSTORE_PAYLOAD_MAX, XENSTORE_RING_SIZE, XsdSockmsg, XsdSockmsgType as Op};
 
-use super::codec::{Decoder, Incoming, Reply, Request, emit_perms, parse_perms, strings};
+use super::codec::{Decoder, Incoming, Reply, Request};
+use super::operations::done;
 use super::watches::{WATCHES, Watches};
-use super::{Cause, Perm, Store, StoreError, Tx, WatchId};
+use super::{Cause, Store, StoreError, Tx, WatchId};
 use crate::ring::bytes::ByteRings;
 
 #[cfg(test)]
@@ -71,7 +72,7 @@ pub struct Stats {
 ///
 /// The calls of [`Store`] wait; [`process`](Self::process) and [`fired`](Store::fired) don't, and may be called by the handler of
 /// the event.
-pub struct XenStore<P: Platform, E: Events>(Arc<Inner<P, E>>);
+pub struct XenStore<P: Platform, E: Polled>(Arc<Inner<P, E>>);
 
 struct Inner<P, E> {
     platform: P,
@@ -239,19 +240,19 @@ fn settle(pending: &mut [Pending], stats: &mut Stats, reply: Reply<'_>) {
     waiting.bytes.extend_from_slice(reply.payload);
 }
 
-impl<P: Platform, E: Events> Clone for XenStore<P, E> {
+impl<P: Platform, E: Polled> Clone for XenStore<P, E> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<P: Platform, E: Events> fmt::Debug for XenStore<P, E> {
+impl<P: Platform, E: Polled> fmt::Debug for XenStore<P, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "XenStore(port {})", self.0.port.0)
     }
 }
 
-impl<P: Platform, E: Events> XenStore<P, E> {
+impl<P: Platform, E: Polled> XenStore<P, E> {
     /// Takes over the domain's end of the store: the page and the port of `start_info`. Nobody else uses them.
     ///
     /// # Panics
@@ -383,34 +384,15 @@ impl<P: Platform, E: Events> XenStore<P, E> {
             inner.platform.wait(&[inner.port], deadline.min(now.saturating_add(LOOK_NS)));
         }
     }
-
-    /// Does an operation on a node.
-    fn on(&self, name: &'static str, op: Op, tx: Tx, path: &str, rest: &[&[u8]]) -> Result<Vec<u8>, StoreError> {
-        let fail = |cause| StoreError { op: name, path: path.into(), cause };
-        // The wire ends strings by NUL: one inside would make the rest of it something else.
-        if path.contains('\0') {
-            return Err(fail(Cause::BadValue(path.into())));
-        }
-        let mut parts = [path.as_bytes(), &[0], &[], &[], &[]];
-        for (part, rest) in parts.iter_mut().skip(2).zip(rest) {
-            *part = rest;
-        }
-        self.wait_for(&Request { op, tx, parts: &parts }).map_err(fail)
-    }
-
-    /// Does an operation whose answer is nothing but that it was done.
-    fn done(&self, name: &'static str, op: Op, tx: Tx, path: &str, rest: &[&[u8]]) -> Result<(), StoreError> {
-        self.on(name, op, tx, path, rest).map(drop)
-    }
 }
 
 /// Somebody who waits for an answer, and takes events away from the dispatcher meanwhile. What was more than the answer is
 /// passed on at the end.
-struct Waiting<'a, P: Platform, E: Events> {
+struct Waiting<'a, P: Platform, E: Polled> {
     store: &'a XenStore<P, E>,
 }
 
-impl<P: Platform, E: Events> Waiting<'_, P, E> {
+impl<P: Platform, E: Polled> Waiting<'_, P, E> {
     fn look(&self) {
         let inner = &*self.store.0;
         inner.events.take(inner.port);
@@ -418,7 +400,7 @@ impl<P: Platform, E: Events> Waiting<'_, P, E> {
     }
 }
 
-impl<P: Platform, E: Events> Drop for Waiting<'_, P, E> {
+impl<P: Platform, E: Polled> Drop for Waiting<'_, P, E> {
     fn drop(&mut self) {
         // Whoever is woken by the dispatcher to ask for watches must not miss one that came with our answer, or with that of
         // another call, whose event somebody has taken.
@@ -426,68 +408,9 @@ impl<P: Platform, E: Events> Drop for Waiting<'_, P, E> {
     }
 }
 
-/// Parses a number with a NUL behind it.
-pub(super) fn number<T: core::str::FromStr>(payload: &[u8]) -> Result<T, Cause> {
-    let text = payload.strip_suffix(&[0]).unwrap_or(payload);
-    core::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).ok_or(Cause::Malformed)
-}
-
-/// Parses a list of names, each with a NUL behind it.
-pub(super) fn names(payload: &[u8]) -> Result<Vec<String>, Cause> {
-    strings(payload).map(|name| core::str::from_utf8(name).map(String::from).map_err(|_| Cause::Malformed)).collect()
-}
-
-impl<P: Platform, E: Events> Store for XenStore<P, E> {
-    fn read(&self, tx: Tx, path: &str) -> Result<Vec<u8>, StoreError> {
-        self.on("read", Op::READ, tx, path, &[])
-    }
-
-    fn write(&self, tx: Tx, path: &str, value: &[u8]) -> Result<(), StoreError> {
-        self.done("write", Op::WRITE, tx, path, &[value])
-    }
-
-    fn directory(&self, tx: Tx, path: &str) -> Result<Vec<String>, StoreError> {
-        let fail = |cause| StoreError { op: "directory", path: path.into(), cause };
-        match self.on("directory", Op::DIRECTORY, tx, path, &[]) {
-            Err(StoreError { cause: Cause::Refused(super::Errno::Toobig), .. }) => self.directory_in_parts(tx, path),
-            Err(error) => Err(error),
-            Ok(payload) => names(&payload).map_err(fail),
-        }
-    }
-
-    fn mkdir(&self, tx: Tx, path: &str) -> Result<(), StoreError> {
-        self.done("mkdir", Op::MKDIR, tx, path, &[])
-    }
-
-    fn rm(&self, tx: Tx, path: &str) -> Result<(), StoreError> {
-        self.done("rm", Op::RM, tx, path, &[])
-    }
-
-    fn permissions(&self, tx: Tx, path: &str) -> Result<Vec<Perm>, StoreError> {
-        let payload = self.on("get_perms", Op::GET_PERMS, tx, path, &[])?;
-        let perms = parse_perms(&payload).filter(|perms| !perms.is_empty());
-        perms.ok_or_else(|| StoreError { op: "get_perms", path: path.into(), cause: Cause::Malformed })
-    }
-
-    fn set_permissions(&self, tx: Tx, path: &str, perms: &[Perm]) -> Result<(), StoreError> {
-        self.done("set_perms", Op::SET_PERMS, tx, path, &[emit_perms(perms).as_bytes()])
-    }
-
-    fn start(&self) -> Result<Tx, StoreError> {
-        let fail = |cause| StoreError { op: "transaction_start", path: String::new(), cause };
-        let payload =
-            self.wait_for(&Request { op: Op::TRANSACTION_START, tx: Tx::NONE, parts: &[&[0]] }).map_err(fail)?;
-        match number(&payload).map_err(fail)? {
-            // Zero would be no transaction at all.
-            0 => Err(fail(Cause::Malformed)),
-            id => Ok(Tx(id)),
-        }
-    }
-
-    fn end(&self, tx: Tx, commit: bool) -> Result<(), StoreError> {
-        let word: &[u8] = if commit { b"T\0" } else { b"F\0" };
-        let ended = self.wait_for(&Request { op: Op::TRANSACTION_END, tx, parts: &[word] });
-        ended.map(drop).map_err(|cause| StoreError { op: "transaction_end", path: String::new(), cause })
+impl<P: Platform, E: Polled> Store for XenStore<P, E> {
+    fn request(&self, request: &Request<'_>) -> Result<Vec<u8>, Cause> {
+        self.wait_for(request)
     }
 
     fn watch(&self, path: &str) -> Result<WatchId, StoreError> {
@@ -495,7 +418,7 @@ impl<P: Platform, E: Events> Store for XenStore<P, E> {
         let id = self.0.watches.add().ok_or_else(|| fail(Cause::NoWatch(WATCHES)))?;
         // Its place is there before xenstored knows of it: the first event comes at once.
         let token = alloc::format!("{}\0", id.0);
-        match self.done("watch", Op::WATCH, Tx::NONE, path, &[token.as_bytes()]) {
+        match done(self, "watch", Op::WATCH, Tx::NONE, path, &[token.as_bytes()]) {
             Ok(()) => {
                 self.with(|link| link.paths.insert(id, path.into()));
                 Ok(id)
@@ -514,7 +437,7 @@ impl<P: Platform, E: Events> Store for XenStore<P, E> {
         };
         self.0.watches.remove(watch);
         let token = alloc::format!("{}\0", watch.0);
-        self.done("unwatch", Op::UNWATCH, Tx::NONE, &path, &[token.as_bytes()])
+        done(self, "unwatch", Op::UNWATCH, Tx::NONE, &path, &[token.as_bytes()])
     }
 
     fn fired(&self, watch: WatchId) -> bool {

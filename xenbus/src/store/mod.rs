@@ -5,6 +5,7 @@
 
 mod client;
 mod codec;
+mod operations;
 mod toolstack;
 mod watches;
 
@@ -17,6 +18,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
+
+use codec::{emit_perms, parse_perms};
+use operations::{done, on};
 
 /// A transaction, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,64 +144,17 @@ pub struct Perm {
     pub write: bool,
 }
 
-/// The store as drivers use it. [`XenStore`] is ours; a kernel that has a client already lends its own. A handle: cheap to
-/// clone. Paths are absolute, or relative to the domain's home `/local/domain/ID`.
+/// The store as drivers use it. [`XenStore`] is ours; a kernel that has a client already lends its own: it passes requests on,
+/// and takes note of watches that fire. A handle: cheap to clone. Paths are absolute, or relative to the domain's home
+/// `/local/domain/ID`.
 ///
-/// Each call waits for the answer.
+/// Each call waits for the answer, but [`fired`](Self::fired).
 pub trait Store: Clone {
-    /// Reads a value, as bytes.
+    /// Sends a request and returns the payload of its answer. The operations below are made of this.
     ///
     /// # Errors
-    /// [`StoreError`]; [`StoreError::is_absent`] if there is no such node.
-    fn read(&self, tx: Tx, path: &str) -> Result<Vec<u8>, StoreError>;
-
-    /// Writes a value; makes the node, and those above it, if they aren't there.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn write(&self, tx: Tx, path: &str, value: &[u8]) -> Result<(), StoreError>;
-
-    /// Returns the names of the nodes below one.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn directory(&self, tx: Tx, path: &str) -> Result<Vec<String>, StoreError>;
-
-    /// Makes an empty node.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn mkdir(&self, tx: Tx, path: &str) -> Result<(), StoreError>;
-
-    /// Removes a node and all below it.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn rm(&self, tx: Tx, path: &str) -> Result<(), StoreError>;
-
-    /// Returns the permissions of a node.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn permissions(&self, tx: Tx, path: &str) -> Result<Vec<Perm>, StoreError>;
-
-    /// Sets the permissions of a node.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn set_permissions(&self, tx: Tx, path: &str, perms: &[Perm]) -> Result<(), StoreError>;
-
-    /// Starts a transaction. Use [`transaction`](Self::transaction).
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn start(&self) -> Result<Tx, StoreError>;
-
-    /// Ends a transaction. Use [`transaction`](Self::transaction).
-    ///
-    /// # Errors
-    /// [`StoreError`] with [`Errno::Again`] if somebody else was faster.
-    fn end(&self, tx: Tx, commit: bool) -> Result<(), StoreError>;
+    /// [`Cause`].
+    fn request(&self, request: &Request<'_>) -> Result<Vec<u8>, Cause>;
 
     /// Sets a watch on a node and all below it. It fires once at once.
     ///
@@ -214,6 +171,103 @@ pub trait Store: Clone {
     /// Tells whether the watch has fired since this was last asked. However often it fired, that is one event: the
     /// store is to be read again, the last state wins.
     fn fired(&self, watch: WatchId) -> bool;
+
+    /// Reads a value, as bytes.
+    ///
+    /// # Errors
+    /// [`StoreError`]; [`StoreError::is_absent`] if there is no such node.
+    fn read(&self, tx: Tx, path: &str) -> Result<Vec<u8>, StoreError> {
+        on(self, "read", Op::READ, tx, path, &[])
+    }
+
+    /// Writes a value; makes the node, and those above it, if they aren't there.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn write(&self, tx: Tx, path: &str, value: &[u8]) -> Result<(), StoreError> {
+        done(self, "write", Op::WRITE, tx, path, &[value])
+    }
+
+    /// Returns the names of the nodes below one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn directory(&self, tx: Tx, path: &str) -> Result<Vec<String>, StoreError> {
+        match on(self, "directory", Op::DIRECTORY, tx, path, &[]) {
+            Err(StoreError { cause: Cause::Refused(Errno::Toobig), .. }) => self.directory_in_parts(tx, path),
+            Err(error) => Err(error),
+            Ok(payload) => {
+                operations::names(&payload).map_err(|cause| StoreError { op: "directory", path: path.into(), cause })
+            }
+        }
+    }
+
+    /// Returns the names below a node by as many requests as it takes, all of the same state of the node. An older oxenstored
+    /// doesn't have the operation.
+    ///
+    /// # Errors
+    /// [`StoreError`]; [`Cause::Contended`] if the node changes all the time.
+    fn directory_in_parts(&self, tx: Tx, path: &str) -> Result<Vec<String>, StoreError> {
+        operations::directory_in_parts(self, tx, path)
+    }
+
+    /// Makes an empty node.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn mkdir(&self, tx: Tx, path: &str) -> Result<(), StoreError> {
+        done(self, "mkdir", Op::MKDIR, tx, path, &[])
+    }
+
+    /// Removes a node and all below it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn rm(&self, tx: Tx, path: &str) -> Result<(), StoreError> {
+        done(self, "rm", Op::RM, tx, path, &[])
+    }
+
+    /// Returns the permissions of a node.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn permissions(&self, tx: Tx, path: &str) -> Result<Vec<Perm>, StoreError> {
+        let payload = on(self, "get_perms", Op::GET_PERMS, tx, path, &[])?;
+        let perms = parse_perms(&payload).filter(|perms| !perms.is_empty());
+        perms.ok_or_else(|| StoreError { op: "get_perms", path: path.into(), cause: Cause::Malformed })
+    }
+
+    /// Sets the permissions of a node.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn set_permissions(&self, tx: Tx, path: &str, perms: &[Perm]) -> Result<(), StoreError> {
+        done(self, "set_perms", Op::SET_PERMS, tx, path, &[emit_perms(perms).as_bytes()])
+    }
+
+    /// Starts a transaction. Use [`transaction`](Self::transaction).
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn start(&self) -> Result<Tx, StoreError> {
+        let fail = |cause| StoreError { op: "transaction_start", path: String::new(), cause };
+        let request = Request { op: Op::TRANSACTION_START, tx: Tx::NONE, parts: &[&[0]] };
+        match operations::number(&self.request(&request).map_err(fail)?).map_err(fail)? {
+            // Zero would be no transaction at all.
+            0 => Err(fail(Cause::Malformed)),
+            id => Ok(Tx(id)),
+        }
+    }
+
+    /// Ends a transaction. Use [`transaction`](Self::transaction).
+    ///
+    /// # Errors
+    /// [`StoreError`] with [`Errno::Again`] if somebody else was faster.
+    fn end(&self, tx: Tx, commit: bool) -> Result<(), StoreError> {
+        let word: &[u8] = if commit { b"T\0" } else { b"F\0" };
+        let ended = self.request(&Request { op: Op::TRANSACTION_END, tx, parts: &[word] });
+        ended.map(drop).map_err(|cause| StoreError { op: "transaction_end", path: String::new(), cause })
+    }
 
     /// Reads a value as text without surrounding blanks.
     ///

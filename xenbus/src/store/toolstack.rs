@@ -1,58 +1,16 @@
-//! The operations that a driver has no use for: lists that are longer than a message, and what a toolstack tells of domains.
+//! The operations that a driver has no use for: what a toolstack tells of domains.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use hypercall::event::Events;
+use hypercall::event::Polled;
 use hypercall::{DomId, Gfn, Platform, Port};
 use xen_sys::io::xs_wire::XsdSockmsgType as Op;
 
-use super::client::{names, number};
 use super::codec::Request;
-use super::{Cause, StoreError, TRANSACTION_TRIES, Tx, XenStore};
+use super::{Cause, StoreError, Tx, XenStore};
 
-impl<P: Platform, E: Events> XenStore<P, E> {
-    /// Returns the names below a node by as many requests as it takes, all of the same state of the node. An older oxenstored
-    /// doesn't have the operation.
-    ///
-    /// # Errors
-    /// [`StoreError`]; [`Cause::Contended`] if the node changes all the time.
-    pub fn directory_in_parts(&self, tx: Tx, path: &str) -> Result<Vec<String>, StoreError> {
-        let fail = |cause| StoreError { op: "directory_part", path: path.into(), cause };
-        let (mut generation, mut list, mut restarts) = (None, Vec::new(), 0);
-        loop {
-            let offset = alloc::format!("{path}\0{}\0", list.len());
-            let request = Request { op: Op::DIRECTORY_PART, tx, parts: &[offset.as_bytes()] };
-            let reply = self.call("directory_part", path, request)?;
-            let end = reply.iter().position(|&byte| byte == 0).ok_or_else(|| fail(Cause::Malformed))?;
-            let (now, rest) = reply.split_at(end);
-            let piece = rest.get(1..).unwrap_or_default();
-            let now: u64 = number(now).map_err(fail)?;
-            if *generation.get_or_insert(now) != now {
-                (generation, list, restarts) = (None, Vec::new(), restarts + 1);
-                if restarts == TRANSACTION_TRIES {
-                    return Err(fail(Cause::Contended(restarts)));
-                }
-                continue;
-            }
-            // The end of the list is an empty name.
-            if piece == [0] {
-                return names(&list).map_err(fail);
-            }
-            let (last, piece) = match piece.strip_suffix(&[0, 0]) {
-                Some(_) => (true, piece.get(..piece.len() - 1).unwrap_or_default()),
-                None => (false, piece),
-            };
-            list.extend_from_slice(piece);
-            if last {
-                return names(&list).map_err(fail);
-            }
-            if piece.is_empty() || list.len() > LIST_MAX {
-                return Err(fail(Cause::Malformed));
-            }
-        }
-    }
-
+impl<P: Platform, E: Polled> XenStore<P, E> {
     /// Returns the home of a domain, `/local/domain/ID`.
     ///
     /// # Errors
@@ -130,9 +88,6 @@ impl<P: Platform, E: Events> XenStore<P, E> {
         self.call(name, &of(domain), Request { op, tx: Tx::NONE, parts: &[payload.as_bytes()] })
     }
 }
-
-/// Bytes of a list of names that are believed.
-const LIST_MAX: usize = 1 << 20;
 
 fn of(domain: DomId) -> String {
     alloc::format!("domain {}", domain.0)

@@ -6,7 +6,7 @@ use std::fmt::Arguments;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use hypercall::event::{EventError, Events};
+use hypercall::event::{EventError, Events, Polled};
 use hypercall::mem::Shared;
 use hypercall::{DomId, Gfn, Hypervisor, Level, Nr, Platform, Port, Region};
 use xenbus::ring::Notify;
@@ -183,6 +183,10 @@ impl Events for Domain {
 
     fn unmask(&self, _: Port) {}
 
+    fn close(&self, _: Port) {}
+}
+
+impl Polled for Domain {
     fn take(&self, port: Port) -> bool {
         std::mem::take(&mut self.0.inner().clients[port.0 as usize - 1].pending)
     }
@@ -190,6 +194,4 @@ impl Events for Domain {
     fn raise(&self, port: Port) {
         self.0.inner().clients[port.0 as usize - 1].pending = true;
     }
-
-    fn close(&self, _: Port) {}
 }

@@ -9,7 +9,7 @@ use std::fmt::Arguments;
 use std::string::ToString;
 use std::vec;
 
-use hypercall::event::EventError;
+use hypercall::event::{EventError, Events, Polled};
 use hypercall::{DomId, Gfn, Hypervisor, Level, Nr, Region};
 
 use super::*;
@@ -93,6 +93,10 @@ impl Events for Still {
 
     fn unmask(&self, _: Port) {}
 
+    fn close(&self, _: Port) {}
+}
+
+impl Polled for Still {
     fn take(&self, _: Port) -> bool {
         self.0.pending.swap(false, SeqCst)
     }
@@ -100,8 +104,6 @@ impl Events for Still {
     fn raise(&self, _: Port) {
         self.0.pending.store(true, SeqCst);
     }
-
-    fn close(&self, _: Port) {}
 }
 
 fn message(op: Op, id: u32, payload: &[u8]) -> Vec<u8> {
