@@ -7,6 +7,7 @@
 //! | [`device`] | the state machine of a split device, its two ends, hot plug |
 //! | [`error`] | why the ends of a device don't come together |
 //! | [`ring`] | message rings (front, back) and byte rings |
+//! | [`Place`] | where the queue of a device stands |
 //! | [`Rate`] | a bound on what a peer can make us say |
 #![no_std]
 
@@ -15,9 +16,11 @@ extern crate alloc;
 pub mod device;
 pub mod domain;
 pub mod error;
+mod place;
 mod rate;
 pub mod ring;
 pub mod store;
 
 pub use domain::Domain;
+pub use place::Place;
 pub use rate::Rate;

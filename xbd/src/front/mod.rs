@@ -20,10 +20,13 @@ mod queue;
 pub use queue::{Completion, Counters, IoError, Queue, QueueError, Returned, SubmitError};
 pub use xenbus::error::FrontError;
 
+use core::fmt;
+use core::marker::PhantomData;
+
 use hypercall::mem::Buffer;
 use hypercall::{Level, Platform, Port};
 use xenbus::device::{Device, State};
-use xenbus::{Domain, Rate};
+use xenbus::{Domain, Place, Rate};
 
 use crate::features::{self, Disk};
 
@@ -44,14 +47,18 @@ pub enum Change {
 
 /// A disk that another domain serves. `B` is what I/O is done from and to; it comes back with its completion.
 ///
+/// This is the part that waits for xenstore. The queue, which interrupt handlers use, stands in a [`Place`] beside it: in here, unless
+/// the owner brings one of its own, such as one behind a lock of its kernel.
+///
 /// To be dropped after [`Change::Closed`]. Before, the back end may still have requests that name our grants, and these would soon
 /// stand for other pages that it may use. What is in flight then is dropped, or leaked if the back end has it mapped.
-pub struct Front<D: Domain, B: Buffer> {
+pub struct Front<D: Domain, B: Buffer, Q: Place<Queue<D, B>> = Option<Queue<D, B>>> {
     domain: D,
     device: Device<D::Store>,
-    queue: Option<Queue<D, B>>,
+    queue: Q,
     disk: Option<Disk>,
     reports: Rate,
+    buffers: PhantomData<B>,
 }
 
 impl<D: Domain, B: Buffer> Front<D, B> {
@@ -60,9 +67,31 @@ impl<D: Domain, B: Buffer> Front<D, B> {
     /// # Errors
     /// [`FrontError`] if its nodes are not there or wrong.
     pub fn new(domain: &D, path: &str) -> Result<Self, FrontError> {
+        Self::with_place(domain, path, None)
+    }
+
+    /// Returns the queue, from the moment that the ring exists.
+    pub const fn queue(&mut self) -> Option<&mut Queue<D, B>> {
+        self.queue.as_mut()
+    }
+
+    /// Returns the port whose events [`Queue::poll`] answers.
+    pub fn port(&self) -> Option<Port> {
+        self.queue.as_ref().map(Queue::port)
+    }
+}
+
+impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
+    /// Takes the device whose directory is `path`; its queue will stand in `queue`, which is empty. [`step`](Self::step) does the
+    /// rest.
+    ///
+    /// # Errors
+    /// [`FrontError`] if its nodes are not there or wrong.
+    pub fn with_place(domain: &D, path: &str, queue: Q) -> Result<Self, FrontError> {
         let mut device = Device::front(domain.store(), path)?;
         device.switch(State::Initialising)?;
-        Ok(Self { domain: domain.clone(), device, queue: None, disk: None, reports: Rate::default() })
+        let domain = domain.clone();
+        Ok(Self { domain, device, queue, disk: None, reports: Rate::default(), buffers: PhantomData })
     }
 
     /// Returns its place in xenstore.
@@ -75,16 +104,6 @@ impl<D: Domain, B: Buffer> Front<D, B> {
         self.disk.as_ref()
     }
 
-    /// Returns the queue, from the moment that the ring exists.
-    pub const fn queue(&mut self) -> Option<&mut Queue<D, B>> {
-        self.queue.as_mut()
-    }
-
-    /// Returns the port whose events [`Queue::poll`] answers.
-    pub fn port(&self) -> Option<Port> {
-        self.queue.as_ref().map(Queue::port)
-    }
-
     /// Goes on with the life cycle. Called when [`Device::changed`] says that the other end has moved, and after
     /// [`close`](Self::close) whenever I/O has completed. `lost` gets what is in flight when the other end vanishes or has broken
     /// the protocol.
@@ -94,21 +113,27 @@ impl<D: Domain, B: Buffer> Front<D, B> {
     pub fn step(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
         let done = self.advance(lost);
         if let Err(error) = &done {
-            let platform = self.domain.platform();
-            if self.reports.allows(platform.now_ns()) {
-                self.device.fault(format_args!("{error}"));
-                platform.log(Level::Error, format_args!("xbd {}: {error}", self.device.path()));
-            }
-            // The store itself may be what is broken; there is nobody left to tell.
-            let _ = self.close();
+            self.fail(error);
         }
         done
+    }
+
+    /// Reports what the device has died of in the log and in the store, and closes it: an error of [`step`](Self::step), or one that
+    /// the owner got from [`Queue::poll`].
+    pub fn fail(&mut self, error: &impl fmt::Display) {
+        let platform = self.domain.platform();
+        if self.reports.allows(platform.now_ns()) {
+            self.device.fault(format_args!("{error}"));
+            platform.log(Level::Error, format_args!("xbd {}: {error}", self.device.path()));
+        }
+        // The store itself may be what is broken; there is nobody left to tell.
+        let _ = self.close();
     }
 
     fn advance(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
         let theirs = self.device.other_state()?;
         match (self.device.state(), theirs) {
-            (State::Initialising, State::InitWait) if self.queue.is_none() => self.connect(),
+            (State::Initialising, State::InitWait) if !self.has_queue() => self.connect(),
             (State::Initialised, State::Connected) => {
                 let disk = features::find_disk(&self.device)?;
                 self.device.switch(State::Connected)?;
@@ -120,7 +145,7 @@ impl<D: Domain, B: Buffer> Front<D, B> {
             (State::Initialised | State::Connected | State::Closing, State::Closed | State::Unknown) => {
                 self.end(theirs, lost)
             }
-            (State::Closed, State::Closed | State::Unknown) if self.queue.is_some() => self.end(theirs, lost),
+            (State::Closed, State::Closed | State::Unknown) if self.has_queue() => self.end(theirs, lost),
             // Before it was connected, that is what it says until it has seen us.
             (State::Connected | State::Closing | State::Closed, State::Initialising | State::InitWait)
                 if self.disk.is_some() =>
@@ -141,28 +166,28 @@ impl<D: Domain, B: Buffer> Front<D, B> {
     /// # Errors
     /// [`FrontError`] if the store refuses; there are no new requests nevertheless.
     pub fn close(&mut self) -> Result<(), FrontError> {
-        if let Some(queue) = &mut self.queue {
-            queue.stop();
-        }
+        self.queue.with(|queue| queue.as_mut().map(Queue::stop));
         if !self.device.is_closing() {
             self.device.switch(State::Closing)?;
         }
         Ok(())
     }
 
+    fn has_queue(&mut self) -> bool {
+        self.queue.with(|queue| queue.is_some())
+    }
+
     fn connect(&mut self) -> Result<Change, FrontError> {
         let queue = Queue::new(&self.domain, self.device.other_id())?;
         features::offer_ring(&self.device, features::Ring { gref: queue.ring_ref(), port: queue.port() })?;
-        self.queue = Some(queue);
+        self.queue.with(|place| *place = Some(queue));
         self.device.switch(State::Initialised)?;
         Ok(Change::None)
     }
 
     fn learn(&mut self, disk: Disk) {
         self.disk = Some(disk);
-        if let Some(queue) = &mut self.queue {
-            queue.start(disk);
-        }
+        self.queue.with(|queue| queue.as_mut().map(|queue| queue.start(disk)));
     }
 
     /// A back end that is connected already says "Connected" again to tell a new size.
@@ -177,20 +202,27 @@ impl<D: Domain, B: Buffer> Front<D, B> {
 
     /// Closing → Closed, when nothing is in flight.
     fn finish(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
-        match &mut self.queue {
+        let idle = self.queue.with(|queue| match queue {
             // Nothing that it says is believed any more, so there is nothing to wait for.
-            Some(queue) if queue.is_broken() => queue.give_up(lost),
-            Some(queue) if queue.unanswered() > 0 => return Ok(Change::None),
-            _ => {}
+            Some(queue) if queue.is_broken() => {
+                queue.give_up(lost);
+                true
+            }
+            Some(queue) => queue.unanswered() == 0,
+            None => true,
+        });
+        if !idle {
+            return Ok(Change::None);
         }
         self.device.switch(State::Closed)?;
         // The other end maps the ring until it is closed, too.
-        Ok(if self.queue.is_none() { Change::Closed } else { Change::None })
+        Ok(if self.has_queue() { Change::None } else { Change::Closed })
     }
 
     /// The other end uses nothing of ours any more.
     fn end(&mut self, theirs: State, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
-        if let Some(mut queue) = self.queue.take() {
+        // Out of its place first: ending a port and freeing pages is slow, and nothing for under a lock.
+        if let Some(mut queue) = self.queue.with(Option::take) {
             queue.give_up(lost);
         }
         self.disk = None;

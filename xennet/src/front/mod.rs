@@ -24,10 +24,13 @@ pub use rx::Received;
 pub use tx::{Completion, Returned, SendError, SubmitError};
 pub use xenbus::error::FrontError;
 
+use core::fmt;
+use core::marker::PhantomData;
+
 use hypercall::mem::Buffer;
 use hypercall::{Level, Platform, Port};
 use xenbus::device::{Device, State};
-use xenbus::{Domain, Rate};
+use xenbus::{Domain, Place, Rate};
 
 use crate::features::{self, Link};
 
@@ -47,14 +50,18 @@ pub enum Change {
 /// An interface that another domain connects to its network. `B` is what packets are sent from; it comes back with its
 /// completion.
 ///
+/// This is the part that waits for xenstore. The queue, which interrupt handlers use, stands in a [`Place`] beside it: in here, unless
+/// the owner brings one of its own, such as one behind a lock of its kernel.
+///
 /// To be dropped after [`Change::Closed`]. Before, the back end may still have slots that name our grants, and these would soon
 /// stand for other pages that it may use. What is in flight then is dropped, or leaked if the back end has it mapped.
-pub struct Front<D: Domain, B: Buffer> {
+pub struct Front<D: Domain, B: Buffer, Q: Place<Queue<D, B>> = Option<Queue<D, B>>> {
     domain: D,
     device: Device<D::Store>,
-    queue: Option<Queue<D, B>>,
+    queue: Q,
     link: Option<Link>,
     reports: Rate,
+    buffers: PhantomData<B>,
 }
 
 impl<D: Domain, B: Buffer> Front<D, B> {
@@ -63,9 +70,31 @@ impl<D: Domain, B: Buffer> Front<D, B> {
     /// # Errors
     /// [`FrontError`] if its nodes are not there or wrong.
     pub fn new(domain: &D, path: &str) -> Result<Self, FrontError> {
+        Self::with_place(domain, path, None)
+    }
+
+    /// Returns the queue, from the moment that the rings exist.
+    pub const fn queue(&mut self) -> Option<&mut Queue<D, B>> {
+        self.queue.as_mut()
+    }
+
+    /// Returns the port whose events [`Queue::poll`] answers.
+    pub fn port(&self) -> Option<Port> {
+        self.queue.as_ref().map(Queue::port)
+    }
+}
+
+impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
+    /// Takes the device whose directory is `path`; its queue will stand in `queue`, which is empty. [`step`](Self::step) does the
+    /// rest.
+    ///
+    /// # Errors
+    /// [`FrontError`] if its nodes are not there or wrong.
+    pub fn with_place(domain: &D, path: &str, queue: Q) -> Result<Self, FrontError> {
         let mut device = Device::front(domain.store(), path)?;
         device.switch(State::Initialising)?;
-        Ok(Self { domain: domain.clone(), device, queue: None, link: None, reports: Rate::default() })
+        let domain = domain.clone();
+        Ok(Self { domain, device, queue, link: None, reports: Rate::default(), buffers: PhantomData })
     }
 
     /// Returns its place in xenstore.
@@ -78,16 +107,6 @@ impl<D: Domain, B: Buffer> Front<D, B> {
         self.link.as_ref()
     }
 
-    /// Returns the queue, from the moment that the rings exist.
-    pub const fn queue(&mut self) -> Option<&mut Queue<D, B>> {
-        self.queue.as_mut()
-    }
-
-    /// Returns the port whose events [`Queue::poll`] answers.
-    pub fn port(&self) -> Option<Port> {
-        self.queue.as_ref().map(Queue::port)
-    }
-
     /// Goes on with the life cycle. Called when [`Device::changed`] says that the other end has moved, and after
     /// [`close`](Self::close). `lost` gets what was in flight when the other end vanished.
     ///
@@ -96,27 +115,33 @@ impl<D: Domain, B: Buffer> Front<D, B> {
     pub fn step(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
         let done = self.advance(lost);
         if let Err(error) = &done {
-            let platform = self.domain.platform();
-            if self.reports.allows(platform.now_ns()) {
-                self.device.fault(format_args!("{error}"));
-                platform.log(Level::Error, format_args!("xennet {}: {error}", self.device.path()));
-            }
-            // The store itself may be what is broken; there is nobody left to tell.
-            let _ = self.close();
+            self.fail(error);
         }
         done
+    }
+
+    /// Reports what the device has died of in the log and in the store, and closes it: an error of [`step`](Self::step), or one that
+    /// the owner got from [`Queue::poll`].
+    pub fn fail(&mut self, error: &impl fmt::Display) {
+        let platform = self.domain.platform();
+        if self.reports.allows(platform.now_ns()) {
+            self.device.fault(format_args!("{error}"));
+            platform.log(Level::Error, format_args!("xennet {}: {error}", self.device.path()));
+        }
+        // The store itself may be what is broken; there is nobody left to tell.
+        let _ = self.close();
     }
 
     fn advance(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
         let theirs = self.device.other_state()?;
         match (self.device.state(), theirs) {
-            (State::Initialising, State::InitWait) if self.queue.is_none() => self.connect(),
+            (State::Initialising, State::InitWait) if !self.has_queue() => self.connect(),
             (State::Initialised, State::Connected) => self.start(),
             (State::Connected, State::Closing) => Ok(Change::CloseWanted),
             (State::Initialised | State::Connected | State::Closing, State::Closed | State::Unknown) => {
                 self.end(theirs, lost)
             }
-            (State::Closed, State::Closed | State::Unknown) if self.queue.is_some() => self.end(theirs, lost),
+            (State::Closed, State::Closed | State::Unknown) if self.has_queue() => self.end(theirs, lost),
             // Before it was connected, that is what it says until it has seen us.
             (State::Connected | State::Closing | State::Closed, State::Initialising | State::InitWait)
                 if self.link.is_some() =>
@@ -138,19 +163,21 @@ impl<D: Domain, B: Buffer> Front<D, B> {
     /// # Errors
     /// [`FrontError`] if the store refuses; there are no new packets nevertheless.
     pub fn close(&mut self) -> Result<(), FrontError> {
-        if let Some(queue) = &mut self.queue {
-            queue.stop();
-        }
+        self.queue.with(|queue| queue.as_mut().map(Queue::stop));
         if !self.device.is_closing() {
             self.device.switch(State::Closing)?;
         }
         Ok(())
     }
 
+    fn has_queue(&mut self) -> bool {
+        self.queue.with(|queue| queue.is_some())
+    }
+
     fn connect(&mut self) -> Result<Change, FrontError> {
         let queue = Queue::new(&self.domain, self.device.other_id())?;
         features::offer_rings(&self.device, queue.rings())?;
-        self.queue = Some(queue);
+        self.queue.with(|place| *place = Some(queue));
         self.device.switch(State::Initialised)?;
         Ok(Change::None)
     }
@@ -159,9 +186,7 @@ impl<D: Domain, B: Buffer> Front<D, B> {
         let link = features::find_link(&self.device)?;
         self.device.switch(State::Connected)?;
         self.link = Some(link);
-        if let Some(queue) = &mut self.queue {
-            queue.start(link);
-        }
+        self.queue.with(|queue| queue.as_mut().map(|queue| queue.start(link)));
         Ok(Change::Connected(link))
     }
 
@@ -169,12 +194,13 @@ impl<D: Domain, B: Buffer> Front<D, B> {
     fn finish(&mut self) -> Result<Change, FrontError> {
         self.device.switch(State::Closed)?;
         // The other end maps the rings until it is closed, too.
-        Ok(if self.queue.is_none() { Change::Closed } else { Change::None })
+        Ok(if self.has_queue() { Change::None } else { Change::Closed })
     }
 
     /// The other end uses nothing of ours any more.
     fn end(&mut self, theirs: State, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
-        if let Some(mut queue) = self.queue.take() {
+        // Out of its place first: ending a port and freeing pages is slow, and nothing for under a lock.
+        if let Some(mut queue) = self.queue.with(Option::take) {
             queue.give_up(lost);
         }
         self.link = None;
