@@ -37,6 +37,15 @@ impl<B: Backing> OwnedByteRings<B> {
         Self { rings: ByteRings::console_back(detached(&backing)), backing }
     }
 
+    /// Takes the guest's end of the same console page anew: it goes on where somebody else stopped who has used this end meanwhile. A ring
+    /// that was found corrupt gets another chance.
+    ///
+    /// # Panics
+    /// Never: the page was large enough before.
+    pub fn resync(&mut self) {
+        self.rings = ByteRings::console_front(detached(&self.backing));
+    }
+
     /// Returns the page.
     pub const fn backing(&self) -> &B {
         &self.backing

@@ -78,6 +78,12 @@ impl<E: Events, B: Backing> Console<E, B> {
         self.rings.room()
     }
 
+    /// Goes on where somebody else has written and read meanwhile: after [`panic_write`], if there is an after, as when a debugger is
+    /// left.
+    pub fn resync(&mut self) {
+        self.rings.resync();
+    }
+
     /// Says that the event was handled: the next one is dispatched again.
     pub fn unmask(&self) {
         self.channel.unmask();
