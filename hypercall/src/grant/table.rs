@@ -145,6 +145,11 @@ impl<P: Platform> GrantTable<P> {
         })
     }
 
+    /// Tells whether the peer maps the page of a reference just now: for kernels whose drivers ask before they end a grant.
+    pub fn is_mapped(&self, gref: GrantRef) -> bool {
+        self.0.entry(gref).is_some_and(|entry| entry.flags.load(Acquire) & (GTF_reading | GTF_writing) != 0)
+    }
+
     /// Tries again to end what is in the quarantine. `reserve` does so too; this is for whoever waits for a peer.
     pub fn retry_quarantine(&self) {
         drop(self.0.with(|state| self.0.retry(state)));

@@ -58,6 +58,9 @@ pub struct Front<D: Domain, B: Buffer, Q: Place<Queue<D, B>> = Option<Queue<D, B
     queue: Q,
     disk: Option<Disk>,
     reports: Rate,
+    patience_ns: u64,
+    /// When the other end has had its time to let go of what is lost.
+    out_of_patience: Option<u64>,
     buffers: PhantomData<B>,
 }
 
@@ -90,8 +93,16 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
     pub fn with_place(domain: &D, path: &str, queue: Q) -> Result<Self, FrontError> {
         let mut device = Device::front(domain.store(), path)?;
         device.switch(State::Initialising)?;
-        let domain = domain.clone();
-        Ok(Self { domain, device, queue, disk: None, reports: Rate::default(), buffers: PhantomData })
+        Ok(Self {
+            domain: domain.clone(),
+            device,
+            queue,
+            disk: None,
+            reports: Rate::default(),
+            patience_ns: 0,
+            out_of_patience: None,
+            buffers: PhantomData,
+        })
     }
 
     /// Returns its place in xenstore.
@@ -102,6 +113,18 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
     /// Returns what the disk is, once it is connected.
     pub const fn disk(&self) -> Option<&Disk> {
         self.disk.as_ref()
+    }
+
+    /// Gives an other end that is gone so many nanoseconds to let go of the pages of requests that are lost. A back end that is torn down
+    /// by force needs moments. What it holds after that is given to `lost` as [`Returned::Held`]. Without this, no time at all.
+    pub const fn set_patience_ns(&mut self, patience_ns: u64) {
+        self.patience_ns = patience_ns;
+    }
+
+    /// Tells whether the other end has to let go of pages before the life cycle goes on: [`step`](Self::step) is called again soon,
+    /// though nothing tells of it.
+    pub const fn is_waiting(&self) -> bool {
+        self.out_of_patience.is_some()
     }
 
     /// Goes on with the life cycle. Called when [`Device::changed`] says that the other end has moved, and after
@@ -202,15 +225,9 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
 
     /// Closing → Closed, when nothing is in flight.
     fn finish(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
-        let idle = self.queue.with(|queue| match queue {
-            // Nothing that it says is believed any more, so there is nothing to wait for.
-            Some(queue) if queue.is_broken() => {
-                queue.give_up(lost);
-                true
-            }
-            Some(queue) => queue.unanswered() == 0,
-            None => true,
-        });
+        // Nothing that a broken queue's other end says is believed any more, so there is nothing to wait for.
+        let broken = self.queue.with(|queue| queue.as_ref().is_some_and(Queue::is_broken));
+        let idle = if broken { self.let_go(lost) } else { self.queue.with(|queue| !is_busy(queue)) };
         if !idle {
             return Ok(Change::None);
         }
@@ -219,12 +236,27 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
         Ok(if self.has_queue() { Change::None } else { Change::Closed })
     }
 
+    /// Completes all that is in flight as lost. Returns `false` if the other end still maps pages of it, and has time to let go of them.
+    fn let_go(&mut self, mut lost: impl FnMut(Completion<B>)) -> bool {
+        let left = self.queue.with(|queue| queue.as_mut().map_or(0, |queue| queue.give_up(&mut lost)));
+        if left > 0 {
+            let now = self.domain.platform().now_ns();
+            if now < *self.out_of_patience.get_or_insert(now.saturating_add(self.patience_ns)) {
+                return false;
+            }
+            self.queue.with(|queue| queue.as_mut().map(|queue| queue.abandon(lost)));
+        }
+        self.out_of_patience = None;
+        true
+    }
+
     /// The other end uses nothing of ours any more.
     fn end(&mut self, theirs: State, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
-        // Out of its place first: ending a port and freeing pages is slow, and nothing for under a lock.
-        if let Some(mut queue) = self.queue.with(Option::take) {
-            queue.give_up(lost);
+        if !self.let_go(lost) {
+            return Ok(Change::None);
         }
+        // Out of its place first: ending a port and freeing pages is slow, and nothing for under a lock.
+        drop(self.queue.with(Option::take));
         self.disk = None;
         if self.device.state() != State::Closed {
             match self.device.switch(State::Closed) {
@@ -235,4 +267,9 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
         }
         Ok(Change::Closed)
     }
+}
+
+/// Tells whether there are requests that the other end has not answered.
+fn is_busy<D: Domain, B: Buffer>(queue: &Option<Queue<D, B>>) -> bool {
+    queue.as_ref().is_some_and(|queue| queue.unanswered() > 0)
 }

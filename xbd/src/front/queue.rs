@@ -235,6 +235,11 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         self.disk = None;
     }
 
+    /// Returns what the disk is, as long as the queue takes requests: from its connection until it closes.
+    pub const fn disk(&self) -> Option<&Disk> {
+        self.disk.as_ref()
+    }
+
     /// Returns how many requests were submitted and are not completed.
     pub const fn in_flight(&self) -> u32 {
         self.in_flight
@@ -411,14 +416,27 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         }
     }
 
-    /// The back end is gone: completes all that is in flight, with [`IoError::Lost`] unless it was answered.
-    pub(super) fn give_up(&mut self, mut done: impl FnMut(Completion<B>)) {
+    /// The back end is gone: completes what is in flight, with [`IoError::Lost`] unless it was answered. Returns how many requests are
+    /// left because the back end still maps a page of them; they are tried again by another call.
+    pub(super) fn give_up(&mut self, mut done: impl FnMut(Completion<B>)) -> u32 {
         self.stop();
         if self.broken.is_none() {
             // Its last answers. Should they break the protocol, then there is nobody left to blame.
             let _ = self.take_all(&mut done);
         }
         self.broken = Some(QueueError::Gone);
+        for slot in &mut self.slots {
+            if let SlotState::InFlight(_) = slot.state {
+                slot.state = SlotState::Answered(Err(IoError::Lost));
+                self.answered += 1;
+            }
+        }
+        self.retry(&mut done);
+        self.in_flight
+    }
+
+    /// Waits no longer for what the back end still maps: completes it with a buffer that can only be looked at.
+    pub(super) fn abandon(&mut self, mut done: impl FnMut(Completion<B>)) {
         let slots = core::mem::take(&mut self.slots);
         self.free = None;
         (self.in_flight, self.answered) = (0, 0);

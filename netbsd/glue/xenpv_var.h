@@ -1,0 +1,56 @@
+/*
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * What the glue of the Xen drivers shares.
+ */
+
+#ifndef _XENPV_VAR_H_
+#define _XENPV_VAR_H_
+
+#include <sys/param.h>
+#include <sys/condvar.h>
+#include <sys/device.h>
+#include <sys/lwp.h>
+#include <sys/mutex.h>
+
+#include "xenpv.h"
+
+struct intrhand;
+
+/*
+ * A device: its thread, which may wait for xenstore, and its interrupt.
+ * This is the "device" of the up-calls.
+ */
+struct xenpv_device {
+	device_t	xd_dev;
+	int		xd_ipl;		/* of the interrupt */
+	void		(*xd_intr)(void *);
+	/* Returns after how many ticks it wants to be called again, or 0. */
+	int		(*xd_step)(void *);
+	void		*xd_arg;	/* of both */
+
+	kmutex_t	xd_lock;	/* IPL_VM; what follows */
+	kcondvar_t	xd_cv;
+	bool		xd_kicked;
+	bool		xd_stop;
+	struct lwp	*xd_lwp;
+
+	/* The thread's alone. */
+	struct intrhand	*xd_ih;
+	unsigned int	xd_port;
+};
+
+void	xenpv_device_init(struct xenpv_device *, device_t, int,
+	    void (*)(void *), int (*)(void *), void *);
+int	xenpv_device_start(struct xenpv_device *);
+void	xenpv_device_kick(struct xenpv_device *);
+void	xenpv_device_stop(struct xenpv_device *);
+void	xenpv_device_destroy(struct xenpv_device *);
+
+struct intrhand *
+	xenpv_intr_establish(unsigned int, int, int (*)(void *), void *,
+	    const char *);
+void	xenpv_intr_disestablish(struct intrhand *, unsigned int,
+	    int (*)(void *), void *);
+
+#endif /* _XENPV_VAR_H_ */

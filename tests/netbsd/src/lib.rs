@@ -1,0 +1,1 @@
+//! Checks of the NetBSD glue that need no NetBSD.
