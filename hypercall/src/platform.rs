@@ -81,6 +81,17 @@ pub unsafe trait Platform: Hypervisor + Clone {
     /// reason: whoever waits for a condition asks it again after each return. Clears nothing.
     fn wait(&self, ports: &[Port], deadline_ns: u64);
 
+    /// Runs `work` while no interrupt handler that uses the drivers runs on this CPU, nor is this thread moved off it, and
+    /// returns its result. The drivers hold their few spin locks only in here: a handler that wants one on the CPU whose
+    /// thread holds it would wait for ever.
+    ///
+    /// A kernel raises its interrupt level for the time, and lowers it to what it was before, for calls may be nested. The
+    /// default is right where handlers don't interrupt: on the mock, and in a guest whose events stay masked. `work` is short;
+    /// it doesn't sleep, frees no pages and logs nothing.
+    fn uninterrupted<T>(&self, work: impl FnOnce() -> T) -> T {
+        work()
+    }
+
     /// Writes a line into the kernel's log. The caller limits the rate of what a peer can trigger.
     fn log(&self, level: Level, line: fmt::Arguments<'_>);
 }

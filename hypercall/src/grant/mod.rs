@@ -17,6 +17,7 @@
 mod copy;
 mod loan;
 mod loans;
+mod locked;
 mod map;
 mod shared;
 mod status;

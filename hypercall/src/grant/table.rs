@@ -9,13 +9,13 @@ use core::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
-use spin::Mutex;
 use xen_sys::grant_table::{
     GNTTAB_NR_RESERVED_ENTRIES, GTF_invalid, GTF_permit_access, GTF_reading, GTF_readonly, GTF_writing, GrantEntryV1,
 };
 use xen_sys::xen::{UVMF_ALL, UVMF_INVLPG, UVMF_NONE};
 use xen_sys::{DomId, Gfn, GrantRef, XenPfn};
 
+use super::locked::Locked;
 use super::{Access, GrantError, Grants, StillMapped};
 use crate::call::grant_table::{GrantOpError, query_size, setup_table};
 use crate::call::mmu::update_va_mapping;
@@ -40,8 +40,9 @@ const PTE: u64 = 0x67;
 
 /// This domain's grant table. A handle: cheap to clone, and shared by all CPUs.
 ///
-/// `share` and `end` write entries without a lock. Reserving, releasing and the quarantine take a spin lock; they belong to
-/// attach and detach, and not into an interrupt handler.
+/// `share` and `end` write entries without a lock. Reserving, releasing and the quarantine take a spin lock, and hold it
+/// [uninterrupted](Platform::uninterrupted); they belong to attach and detach, but an interrupt handler may release and
+/// quarantine too.
 ///
 /// The frames are mapped by `update_va_mapping`, so this is for PV domains; in an auto-translated one, Xen refuses that and
 /// [`GrantTable::new`] says so. Frame numbers above 32 bits (16 TiB of machine memory) need version 2: an entry for such a
@@ -57,7 +58,7 @@ struct Inner<P: Platform> {
     max_frames: u32,
     /// Entries in frames that are mapped. Changed only under the lock.
     entries: AtomicU32,
-    state: Mutex<State<P>>,
+    state: Locked<State<P>>,
 }
 
 struct State<P: Platform> {
@@ -128,29 +129,25 @@ impl<P: Platform> GrantTable<P> {
         let region = platform.alloc(Region::Unbacked, pages).ok_or(OutOfMemory { pages })?;
         let state =
             State { free: Vec::new(), frames: Vec::new(), quarantine: Vec::new(), stats: GrantStats::default() };
-        let inner = Inner { platform, region, max_frames, entries: AtomicU32::new(0), state: Mutex::new(state) };
-        inner.grow(&mut inner.state.lock(), 1)?;
+        let inner = Inner { platform, region, max_frames, entries: AtomicU32::new(0), state: Locked::new(state) };
+        inner.with(|state| inner.grow(state, 1))?;
         Ok(Self(Arc::new(inner)))
     }
 
     /// Returns the state of the table in numbers.
     pub fn stats(&self) -> GrantStats {
-        let state = self.0.state.lock();
-        let refs = state.quarantine.iter().map(|held| held.refs.len() as u32).sum();
-        let pages = state.quarantine.iter().map(Quarantined::pages).sum();
-        GrantStats {
+        self.0.with(|state| GrantStats {
             entries: self.0.entries.load(Relaxed),
             free: state.free.len() as u32,
-            quarantined_refs: refs,
-            quarantined_pages: pages,
+            quarantined_refs: state.quarantine.iter().map(|held| held.refs.len() as u32).sum(),
+            quarantined_pages: state.quarantine.iter().map(Quarantined::pages).sum(),
             ..state.stats
-        }
+        })
     }
 
     /// Tries again to end what is in the quarantine. `reserve` does so too; this is for whoever waits for a peer.
     pub fn retry_quarantine(&self) {
-        let freed = self.0.retry(&mut self.0.state.lock());
-        drop(freed);
+        drop(self.0.with(|state| self.0.retry(state)));
     }
 }
 
@@ -170,6 +167,11 @@ impl<P: Platform> Quarantined<P> {
 }
 
 impl<P: Platform> Inner<P> {
+    /// Takes the lock for the time of `work`.
+    fn with<T>(&self, work: impl FnOnce(&mut State<P>) -> T) -> T {
+        self.state.with(&self.platform, work)
+    }
+
     /// Returns the address of a frame of the table as the hypervisor knows it.
     fn frame_va(&self, frame: u32) -> NonNull<u8> {
         // SAFETY: callers ask for frames below `max_frames`, for which there is address space.
@@ -274,28 +276,29 @@ unsafe impl<P: Platform> Grants for GrantTable<P> {
     }
 
     fn reserve(&self, refs: &mut [GrantRef]) -> Result<(), GrantError> {
-        let mut state = self.0.state.lock();
-        let freed = self.0.retry(&mut state);
-        let lacking = refs.len().saturating_sub(state.free.len());
-        let grown = if lacking > 0 { self.0.grow(&mut state, lacking) } else { Ok(()) };
-        let result = match state.free.len().checked_sub(refs.len()) {
-            Some(rest) => {
-                // From the top, the last one first.
-                for (gref, free) in refs.iter_mut().rev().zip(state.free.drain(rest..)) {
-                    *gref = free;
+        let (result, freed) = self.0.with(|state| {
+            let freed = self.0.retry(state);
+            let lacking = refs.len().saturating_sub(state.free.len());
+            let grown = if lacking > 0 { self.0.grow(state, lacking) } else { Ok(()) };
+            let result = match state.free.len().checked_sub(refs.len()) {
+                Some(rest) => {
+                    // From the top, the last one first.
+                    for (gref, free) in refs.iter_mut().rev().zip(state.free.drain(rest..)) {
+                        *gref = free;
+                    }
+                    Ok(())
                 }
-                Ok(())
-            }
-            // Enlarged, but a former kernel's grants took the room.
-            None => grown.and(Err(GrantError::TableFull { entries: self.0.entries.load(Relaxed) })),
-        };
-        drop(state);
+                // Enlarged, but a former kernel's grants took the room.
+                None => grown.and(Err(GrantError::TableFull { entries: self.0.entries.load(Relaxed) })),
+            };
+            (result, freed)
+        });
         drop(freed);
         result
     }
 
     unsafe fn release(&self, refs: &[GrantRef]) {
-        self.0.state.lock().free.extend_from_slice(refs);
+        self.0.with(|state| state.free.extend_from_slice(refs));
     }
 
     #[inline]
@@ -321,19 +324,20 @@ unsafe impl<P: Platform> Grants for GrantTable<P> {
     unsafe fn quarantine(&self, refs: Vec<GrantRef>, pages: Option<Pages<P>>) {
         let held = Quarantined { refs, pages };
         let (refs, pages) = (held.refs.len(), held.pages());
-        let mut state = self.0.state.lock();
-        let freed = self.0.retry(&mut state);
-        let kept: usize = state.quarantine.iter().map(|held| held.refs.len()).sum();
-        let leaked = kept + refs > QUARANTINE_MAX || state.quarantine.try_reserve(1).is_err();
-        if leaked {
-            held.leak(&mut state.stats);
-        } else {
-            state.quarantine.push(held);
-        }
-        let before = state.stats.given_up;
-        let given_up = before.saturating_add(refs as u32);
-        state.stats.given_up = given_up;
-        drop(state);
+        let (leaked, before, given_up, freed) = self.0.with(|state| {
+            let freed = self.0.retry(state);
+            let kept: usize = state.quarantine.iter().map(|held| held.refs.len()).sum();
+            let leaked = kept + refs > QUARANTINE_MAX || state.quarantine.try_reserve(1).is_err();
+            if leaked {
+                held.leak(&mut state.stats);
+            } else {
+                state.quarantine.push(held);
+            }
+            let before = state.stats.given_up;
+            let given_up = before.saturating_add(refs as u32);
+            state.stats.given_up = given_up;
+            (leaked, before, given_up, freed)
+        });
         drop(freed);
         // A peer can bring this about as often as its device is attached, so a line comes only when the count has doubled.
         if before.checked_ilog2() != given_up.checked_ilog2() {
@@ -348,7 +352,7 @@ unsafe impl<P: Platform> Grants for GrantTable<P> {
 
 impl<P: Platform> Drop for Inner<P> {
     fn drop(&mut self) {
-        drop(self.retry(&mut self.state.lock()));
+        drop(self.with(|state| self.retry(state)));
         let state = self.state.get_mut();
         for held in state.quarantine.drain(..) {
             held.leak(&mut state.stats);

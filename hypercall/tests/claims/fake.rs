@@ -7,7 +7,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::ptr::{NonNull, with_exposed_provenance_mut};
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::ThreadId;
+use std::time::Duration;
 
 use hypercall::{DomId, Gfn, GrantRef, Hypervisor, Level, Nr, Platform, Port, Region};
 use xen_sys::event_channel::*;
@@ -56,6 +59,20 @@ pub(crate) struct State {
     pub(crate) faults: Vec<Fault>,
     pub(crate) calls: HashMap<(usize, u32), usize>,
     pub(crate) log: Vec<String>,
+    /// How often work was done uninterrupted, and which threads are at it now, and how deep.
+    uninterrupted: usize,
+    depths: HashMap<ThreadId, usize>,
+    interrupts: Interrupts,
+}
+
+/// What a CPU does on an interrupt.
+#[derive(Default)]
+enum Interrupts {
+    #[default]
+    None,
+    Handler(Arc<dyn Fn() + Send + Sync>),
+    /// The handler is at work; it isn't interrupted itself.
+    Handled,
 }
 
 // SAFETY: the pointers are to heap memory that only this state frees.
@@ -167,6 +184,51 @@ impl Fake {
         let page = self.state().foreign[&gref];
         // SAFETY: inside the page, which lives as long as the domain.
         unsafe { std::sync::atomic::AtomicU8::from_ptr(page.as_ptr().add(offset)) }
+    }
+
+    /// Returns how often something was done uninterrupted.
+    pub(crate) fn uninterrupted(&self) -> usize {
+        self.state().uninterrupted
+    }
+
+    /// From now on, an interrupt comes at each call into the platform or the hypervisor that isn't made uninterrupted.
+    pub(crate) fn interrupt(&self, handler: impl Fn() + Send + Sync + 'static) {
+        self.state().interrupts = Interrupts::Handler(Arc::new(handler));
+    }
+
+    pub(crate) fn stop_interrupts(&self) {
+        self.state().interrupts = Interrupts::None;
+    }
+
+    fn depth(&self) -> usize {
+        self.state().depths.get(&std::thread::current().id()).copied().unwrap_or(0)
+    }
+
+    /// A place at which an interrupt may come. The thread goes on only when the handler has returned, as on one CPU.
+    fn interruptible(&self) {
+        if self.depth() > 0 {
+            return;
+        }
+        let Interrupts::Handler(handler) = std::mem::replace(&mut self.state().interrupts, Interrupts::Handled) else {
+            return;
+        };
+        let (done, waits) = channel();
+        let (by, work) = (self.clone(), handler.clone());
+        std::thread::spawn(move || {
+            work();
+            // Before it is said to be done.
+            drop(work);
+            by.state().interrupts = Interrupts::Handler(handler);
+            let _ = done.send(());
+        });
+        let handled = waits.recv_timeout(Duration::from_secs(20));
+        assert!(handled.is_ok(), "the handler waits for what the thread holds that it has interrupted");
+    }
+
+    /// Says that this is slow work, which nobody does uninterrupted.
+    fn slow(&self) {
+        assert_eq!(self.depth(), 0, "slow work while interrupts are held off");
+        self.interruptible();
     }
 
     /// The statuses with which the hypervisor answers for a grant of the peer's, before it maps it or copies.
@@ -429,6 +491,7 @@ unsafe fn at<'a, T>(address: usize) -> &'a mut T {
 // SAFETY: the calls below do to memory what Xen's do.
 unsafe impl Hypervisor for Fake {
     unsafe fn hypercall(&self, nr: Nr, args: [usize; 5]) -> isize {
+        self.interruptible();
         // The first argument of these two is no command.
         let cmd = if matches!(nr, Nr::UPDATE_VA_MAPPING | Nr::MULTICALL) { 0 } else { args[0] as u32 };
         let fault = self.fault(nr, cmd);
@@ -453,6 +516,7 @@ unsafe impl Hypervisor for Fake {
 // SAFETY: pages come from the allocator; a frame number is given once.
 unsafe impl Platform for Fake {
     fn alloc(&self, region: Region, pages: usize) -> Option<NonNull<u8>> {
+        self.slow();
         let va = zeroed(pages);
         let address = va.as_ptr().expose_provenance();
         let mut state = self.state();
@@ -470,6 +534,7 @@ unsafe impl Platform for Fake {
     }
 
     unsafe fn free(&self, region: Region, va: NonNull<u8>, pages: usize) {
+        self.slow();
         let address = va.as_ptr().addr();
         let mut state = self.state();
         assert_eq!(state.regions.remove(&address), Some((region, pages)));
@@ -490,6 +555,7 @@ unsafe impl Platform for Fake {
     }
 
     fn mapped(&self, va: NonNull<u8>) -> NonNull<u8> {
+        self.interruptible();
         self.state().mappings.get(&va.as_ptr().addr()).copied().unwrap_or(va)
     }
 
@@ -499,7 +565,29 @@ unsafe impl Platform for Fake {
 
     fn wait(&self, _ports: &[Port], _deadline_ns: u64) {}
 
+    fn uninterrupted<T>(&self, work: impl FnOnce() -> T) -> T {
+        /// Comes out again, even by a panic.
+        struct Inside<'a>(&'a Fake, ThreadId);
+
+        impl Drop for Inside<'_> {
+            fn drop(&mut self) {
+                if let Some(depth) = self.0.state().depths.get_mut(&self.1) {
+                    *depth -= 1;
+                }
+            }
+        }
+
+        let thread = std::thread::current().id();
+        let mut state = self.state();
+        state.uninterrupted += 1;
+        *state.depths.entry(thread).or_default() += 1;
+        drop(state);
+        let _inside = Inside(self, thread);
+        work()
+    }
+
     fn log(&self, _level: Level, line: fmt::Arguments<'_>) {
+        self.slow();
         self.state().log.push(line.to_string());
     }
 }

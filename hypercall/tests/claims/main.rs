@@ -5,6 +5,7 @@ mod copies;
 mod events;
 mod fake;
 mod grants;
+mod interrupts;
 mod loans;
 mod quarantine;
 mod windows;
