@@ -41,8 +41,8 @@ const PTE: u64 = 0x67;
 /// This domain's grant table. A handle: cheap to clone, and shared by all CPUs.
 ///
 /// `share` and `end` write entries without a lock. Reserving, releasing and the quarantine take a spin lock, and hold it
-/// [uninterrupted](Platform::uninterrupted); they belong to attach and detach, but an interrupt handler may release and
-/// quarantine too.
+/// [uninterrupted](Platform::uninterrupted); they belong to attach and detach, but an interrupt handler may release, too, and
+/// quarantine where it may free pages and log. Under the lock nothing is allocated, freed or logged.
 ///
 /// The frames are mapped by `update_va_mapping`, so this is for PV domains; in an auto-translated one, Xen refuses that and
 /// [`GrantTable::new`] says so. Frame numbers above 32 bits (16 TiB of machine memory) need version 2: an entry for such a
@@ -61,11 +61,11 @@ struct Inner<P: Platform> {
     state: Locked<State<P>>,
 }
 
+/// What is under the lock, where nothing is allocated and nothing freed: lists grow by [`enlarge`].
 struct State<P: Platform> {
-    /// Free references, last in first out. Has capacity for all entries, so that giving back never allocates.
+    /// Free references, last in first out. Growing has made room for all entries, and a reference is in here once or with one
+    /// owner, so giving back never allocates.
     free: Vec<GrantRef>,
-    /// Numbers of the table's frames.
-    frames: Vec<XenPfn>,
     quarantine: Vec<Quarantined<P>>,
     stats: GrantStats,
 }
@@ -127,10 +127,10 @@ impl<P: Platform> GrantTable<P> {
         let max_frames = max_frames.min(MAX_FRAMES);
         let pages = max_frames as usize;
         let region = platform.alloc(Region::Unbacked, pages).ok_or(OutOfMemory { pages })?;
-        let state =
-            State { free: Vec::new(), frames: Vec::new(), quarantine: Vec::new(), stats: GrantStats::default() };
+        let state = State { free: Vec::new(), quarantine: Vec::new(), stats: GrantStats::default() };
         let inner = Inner { platform, region, max_frames, entries: AtomicU32::new(0), state: Locked::new(state) };
-        inner.with(|state| inner.grow(state, 1))?;
+        let mut room = Room::new(inner.wanted(1)?, 1)?;
+        inner.with(|state| inner.grow(state, &mut room))?;
         Ok(Self(Arc::new(inner)))
     }
 
@@ -147,8 +147,79 @@ impl<P: Platform> GrantTable<P> {
 
     /// Tries again to end what is in the quarantine. `reserve` does so too; this is for whoever waits for a peer.
     pub fn retry_quarantine(&self) {
-        drop(self.0.with(|state| self.0.retry(state)));
+        self.0.sweep();
     }
+}
+
+/// Memory for a table of some frames, made outside the lock.
+#[derive(Default)]
+struct Room {
+    /// For the numbers of the frames.
+    frames: Vec<XenPfn>,
+    /// For all references.
+    free: Vec<GrantRef>,
+}
+
+impl Room {
+    /// Makes room for `frames` frames, `more` of which the table doesn't have yet.
+    fn new(frames: usize, more: usize) -> Result<Self, OutOfMemory> {
+        let no_memory = |_| OutOfMemory { pages: more };
+        let mut room = Self::default();
+        room.frames.try_reserve_exact(frames).map_err(no_memory)?;
+        room.frames.resize(frames, XenPfn(0));
+        room.free.try_reserve_exact(frames * PER_FRAME as usize).map_err(no_memory)?;
+        Ok(room)
+    }
+}
+
+/// Moves a list into `room` if that is larger. What is left, the smaller one, is to be dropped outside the lock.
+fn enlarge<T>(list: &mut Vec<T>, room: &mut Vec<T>) {
+    if room.capacity() > list.capacity() {
+        room.append(list);
+        core::mem::swap(list, room);
+    }
+}
+
+impl<P: Platform> State<P> {
+    /// Takes references off the free list; all or none.
+    fn take(&mut self, refs: &mut [GrantRef]) -> bool {
+        let Some(rest) = self.free.len().checked_sub(refs.len()) else { return false };
+        // From the top, the last one first.
+        for (gref, free) in refs.iter_mut().rev().zip(self.free.drain(rest..)) {
+            *gref = free;
+        }
+        true
+    }
+
+    /// Takes out of the quarantine something that nobody maps any more.
+    fn take_ended(&mut self) -> Option<Quarantined<P>> {
+        let ended = self.quarantine.iter().position(|held| held.refs.is_empty())?;
+        Some(self.quarantine.swap_remove(ended))
+    }
+
+    /// Takes something into the quarantine, if it may have so much.
+    fn take_in(&mut self, held: &mut Option<Quarantined<P>>, room: &mut Vec<Quarantined<P>>) -> TakenIn {
+        enlarge(&mut self.quarantine, room);
+        let refs = |held: &Quarantined<P>| held.refs.len();
+        if self.quarantine.iter().chain(held.as_ref()).map(refs).sum::<usize>() > QUARANTINE_MAX {
+            return TakenIn::TooMuch;
+        }
+        if self.quarantine.len() == self.quarantine.capacity() {
+            return TakenIn::NoRoom { entries: self.quarantine.len() };
+        }
+        self.quarantine.extend(held.take());
+        TakenIn::Yes
+    }
+}
+
+/// What became of something that was given to the quarantine.
+enum TakenIn {
+    Yes,
+    TooMuch,
+    /// The list is full.
+    NoRoom {
+        entries: usize,
+    },
 }
 
 impl<P: Platform> Quarantined<P> {
@@ -157,9 +228,7 @@ impl<P: Platform> Quarantined<P> {
     }
 
     /// Gives everything up for ever.
-    fn leak(self, stats: &mut GrantStats) {
-        stats.leaked_refs += self.refs.len() as u32;
-        stats.leaked_pages += self.pages();
+    fn leak(self) {
         if let Some(pages) = self.pages {
             pages.leak();
         }
@@ -209,24 +278,23 @@ impl<P: Platform> Inner<P> {
         Err(StillMapped { gref })
     }
 
-    /// Enlarges the table by at least `lacking` entries. What was added stays, even if not all could be.
-    #[cold]
-    fn grow(&self, state: &mut State<P>, lacking: usize) -> Result<(), GrantError> {
+    /// Returns how many frames the table needs for `lacking` more entries.
+    fn wanted(&self, lacking: usize) -> Result<usize, GrantError> {
         let entries = self.entries.load(Relaxed);
-        let have = entries / PER_FRAME;
-        let more = lacking.div_ceil(PER_FRAME as usize);
-        let want = (have as usize).saturating_add(more);
-        if want > self.max_frames as usize {
-            return Err(GrantError::TableFull { entries });
-        }
-        let no_memory = |_| OutOfMemory { pages: more };
-        state.free.try_reserve(want * PER_FRAME as usize - state.free.len()).map_err(no_memory)?;
-        state.frames.try_reserve(want - state.frames.len().min(want)).map_err(no_memory)?;
-        state.frames.resize(want, XenPfn(0));
-        setup_table(&self.platform, want as u32, &mut state.frames).map_err(GrantError::Xen)?;
-        for frame in have..want as u32 {
+        let want = ((entries / PER_FRAME) as usize).saturating_add(lacking.div_ceil(PER_FRAME as usize));
+        if want > self.max_frames as usize { Err(GrantError::TableFull { entries }) } else { Ok(want) }
+    }
+
+    /// Enlarges the table to as many frames as there is room for. What was added stays, even if not all could be.
+    #[cold]
+    fn grow(&self, state: &mut State<P>, room: &mut Room) -> Result<(), GrantError> {
+        let have = self.entries.load(Relaxed) / PER_FRAME;
+        let want = room.frames.len() as u32;
+        enlarge(&mut state.free, &mut room.free);
+        setup_table(&self.platform, want, &mut room.frames).map_err(GrantError::Xen)?;
+        for frame in have..want {
             let va = self.frame_va(frame);
-            let pte = (state.frames[frame as usize].0 as u64) << 12 | PTE;
+            let pte = (room.frames[frame as usize].0 as u64) << 12 | PTE;
             // SAFETY: address space of ours into which nothing is mapped yet; the frame is the table's, and will be seen
             // through atomics only.
             let mapped = unsafe { update_va_mapping(&self.platform, va.as_ptr().addr(), pte, UVMF_NONE) };
@@ -250,19 +318,24 @@ impl<P: Platform> Inner<P> {
         }
     }
 
-    /// Tries to end what is in the quarantine. Returns what is free now: to be dropped outside the lock, as that frees pages.
-    fn retry(&self, state: &mut State<P>) -> Vec<Quarantined<P>> {
-        let State { free, quarantine, .. } = state;
-        for held in quarantine.iter_mut() {
-            held.refs.retain(|gref| match self.end(*gref) {
-                Ok(()) => {
-                    free.push(*gref);
-                    false
-                }
-                Err(StillMapped { .. }) => true,
-            });
+    /// Tries to end what is in the quarantine, and frees what nobody maps any more.
+    fn sweep(&self) {
+        self.with(|state| {
+            let State { free, quarantine, .. } = state;
+            for held in quarantine {
+                held.refs.retain(|gref| match self.end(*gref) {
+                    Ok(()) => {
+                        free.push(*gref);
+                        false
+                    }
+                    Err(StillMapped { .. }) => true,
+                });
+            }
+        });
+        // One by one: pages are freed outside the lock, and a list of them would need memory.
+        while let Some(ended) = self.with(State::take_ended) {
+            drop(ended);
         }
-        quarantine.extract_if(.., |held| held.refs.is_empty()).collect()
     }
 }
 
@@ -276,25 +349,30 @@ unsafe impl<P: Platform> Grants for GrantTable<P> {
     }
 
     fn reserve(&self, refs: &mut [GrantRef]) -> Result<(), GrantError> {
-        let (result, freed) = self.0.with(|state| {
-            let freed = self.0.retry(state);
-            let lacking = refs.len().saturating_sub(state.free.len());
-            let grown = if lacking > 0 { self.0.grow(state, lacking) } else { Ok(()) };
-            let result = match state.free.len().checked_sub(refs.len()) {
-                Some(rest) => {
-                    // From the top, the last one first.
-                    for (gref, free) in refs.iter_mut().rev().zip(state.free.drain(rest..)) {
-                        *gref = free;
-                    }
-                    Ok(())
+        let inner = &*self.0;
+        inner.sweep();
+        let mut room = Room::default();
+        loop {
+            let lacking = inner.with(|state| {
+                if state.take(refs) {
+                    return Ok(None);
+                }
+                let want = inner.wanted(refs.len() - state.free.len())?;
+                if want > room.frames.len() {
+                    let have = (inner.entries.load(Relaxed) / PER_FRAME) as usize;
+                    return Ok(Some((want, want - have)));
+                }
+                let grown = inner.grow(state, &mut room);
+                if state.take(refs) {
+                    return Ok(None);
                 }
                 // Enlarged, but a former kernel's grants took the room.
-                None => grown.and(Err(GrantError::TableFull { entries: self.0.entries.load(Relaxed) })),
-            };
-            (result, freed)
-        });
-        drop(freed);
-        result
+                grown.and(Err(GrantError::TableFull { entries: inner.entries.load(Relaxed) }))
+            })?;
+            let Some((want, more)) = lacking else { return Ok(()) };
+            // Outside the lock. Whatever others do meanwhile, it is looked at anew.
+            room = Room::new(want, more)?;
+        }
     }
 
     unsafe fn release(&self, refs: &[GrantRef]) {
@@ -321,30 +399,49 @@ unsafe impl<P: Platform> Grants for GrantTable<P> {
         self.0.end(gref)
     }
 
-    unsafe fn quarantine(&self, refs: Vec<GrantRef>, pages: Option<Pages<P>>) {
-        let held = Quarantined { refs, pages };
-        let (refs, pages) = (held.refs.len(), held.pages());
-        let (leaked, before, given_up, freed) = self.0.with(|state| {
-            let freed = self.0.retry(state);
-            let kept: usize = state.quarantine.iter().map(|held| held.refs.len()).sum();
-            let leaked = kept + refs > QUARANTINE_MAX || state.quarantine.try_reserve(1).is_err();
-            if leaked {
-                held.leak(&mut state.stats);
-            } else {
-                state.quarantine.push(held);
-            }
+    unsafe fn quarantine(&self, refs: &[GrantRef], pages: Option<Pages<P>>) {
+        let inner = &*self.0;
+        inner.sweep();
+        let count = refs.len() as u32;
+        let mut own = Vec::new();
+        let copied = own.try_reserve_exact(refs.len()).is_ok();
+        if copied {
+            own.extend_from_slice(refs);
+        }
+        let mut held = Some(Quarantined { refs: own, pages });
+        let pages = held.as_ref().map_or(0, Quarantined::pages);
+        let mut room = Vec::new();
+        let leaked = !copied
+            || loop {
+                match inner.with(|state| state.take_in(&mut held, &mut room)) {
+                    TakenIn::Yes => break false,
+                    TakenIn::TooMuch => break true,
+                    TakenIn::NoRoom { entries } => {
+                        room = Vec::new();
+                        if room.try_reserve_exact(2 * entries + 4).is_err() {
+                            break true;
+                        }
+                    }
+                }
+            };
+        let (before, given_up) = inner.with(|state| {
             let before = state.stats.given_up;
-            let given_up = before.saturating_add(refs as u32);
-            state.stats.given_up = given_up;
-            (leaked, before, given_up, freed)
+            state.stats.given_up = before.saturating_add(count);
+            if leaked {
+                state.stats.leaked_refs += count;
+                state.stats.leaked_pages += pages;
+            }
+            (before, state.stats.given_up)
         });
-        drop(freed);
+        if let Some(lost) = held {
+            lost.leak();
+        }
         // A peer can bring this about as often as its device is attached, so a line comes only when the count has doubled.
         if before.checked_ilog2() != given_up.checked_ilog2() {
             let fate = if leaked { "leaked" } else { "quarantined" };
-            self.0.platform.log(
+            inner.platform.log(
                 Level::Error,
-                format_args!("grant table: {refs} grant(s) and {pages} page(s) {fate}: still mapped by the peer"),
+                format_args!("grant table: {count} grant(s) and {pages} page(s) {fate}: still mapped by the peer"),
             );
         }
     }
@@ -352,10 +449,9 @@ unsafe impl<P: Platform> Grants for GrantTable<P> {
 
 impl<P: Platform> Drop for Inner<P> {
     fn drop(&mut self) {
-        drop(self.with(|state| self.retry(state)));
-        let state = self.state.get_mut();
-        for held in state.quarantine.drain(..) {
-            held.leak(&mut state.stats);
+        self.sweep();
+        for held in self.state.get_mut().quarantine.drain(..) {
+            held.leak();
         }
         let mut unmapped = true;
         for frame in 0..self.entries.load(Relaxed) / PER_FRAME {
