@@ -134,6 +134,32 @@ impl<P: Platform> GrantTable<P> {
         Ok(Self(Arc::new(inner)))
     }
 
+    /// Enlarges the table to `frames` frames of 512 entries, or to as many as it may have if those are fewer: `u32::MAX` takes
+    /// them all. The table grows by itself when references are lacking; a kernel that has done this at boot never allocates or
+    /// calls the hypervisor for references later, and is told at once that there are no more.
+    ///
+    /// # Errors
+    /// [`GrantError`] if Xen refuses, or there is no memory. What was added stays.
+    pub fn grow_to(&self, frames: u32) -> Result<(), GrantError> {
+        let want = frames.min(self.0.max_frames) as usize;
+        let have = self.frames();
+        if want <= have as usize {
+            return Ok(());
+        }
+        let mut room = Room::new(want, want - have as usize)?;
+        self.0.with(|state| if self.frames() < want as u32 { self.0.grow(state, &mut room) } else { Ok(()) })
+    }
+
+    /// Returns how many frames the table has.
+    pub fn frames(&self) -> u32 {
+        self.0.frames()
+    }
+
+    /// Returns how many frames the table may have.
+    pub fn max_frames(&self) -> u32 {
+        self.0.max_frames
+    }
+
     /// Returns the state of the table in numbers.
     pub fn stats(&self) -> GrantStats {
         self.0.with(|state| GrantStats {
@@ -241,6 +267,14 @@ impl<P: Platform> Inner<P> {
         self.state.with(&self.platform, work)
     }
 
+    fn frames(&self) -> u32 {
+        self.entries.load(Relaxed) / PER_FRAME
+    }
+
+    fn full(&self) -> GrantError {
+        GrantError::TableFull { entries: self.entries.load(Relaxed) }
+    }
+
     /// Returns the address of a frame of the table as the hypervisor knows it.
     fn frame_va(&self, frame: u32) -> NonNull<u8> {
         // SAFETY: callers ask for frames below `max_frames`, for which there is address space.
@@ -280,15 +314,14 @@ impl<P: Platform> Inner<P> {
 
     /// Returns how many frames the table needs for `lacking` more entries.
     fn wanted(&self, lacking: usize) -> Result<usize, GrantError> {
-        let entries = self.entries.load(Relaxed);
-        let want = ((entries / PER_FRAME) as usize).saturating_add(lacking.div_ceil(PER_FRAME as usize));
-        if want > self.max_frames as usize { Err(GrantError::TableFull { entries }) } else { Ok(want) }
+        let want = (self.frames() as usize).saturating_add(lacking.div_ceil(PER_FRAME as usize));
+        if want <= self.max_frames as usize { Ok(want) } else { Err(self.full()) }
     }
 
     /// Enlarges the table to as many frames as there is room for. What was added stays, even if not all could be.
     #[cold]
     fn grow(&self, state: &mut State<P>, room: &mut Room) -> Result<(), GrantError> {
-        let have = self.entries.load(Relaxed) / PER_FRAME;
+        let have = self.frames();
         let want = room.frames.len() as u32;
         enlarge(&mut state.free, &mut room.free);
         setup_table(&self.platform, want, &mut room.frames).map_err(GrantError::Xen)?;
@@ -359,15 +392,14 @@ unsafe impl<P: Platform> Grants for GrantTable<P> {
                 }
                 let want = inner.wanted(refs.len() - state.free.len())?;
                 if want > room.frames.len() {
-                    let have = (inner.entries.load(Relaxed) / PER_FRAME) as usize;
-                    return Ok(Some((want, want - have)));
+                    return Ok(Some((want, want - inner.frames() as usize)));
                 }
                 let grown = inner.grow(state, &mut room);
                 if state.take(refs) {
                     return Ok(None);
                 }
                 // Enlarged, but a former kernel's grants took the room.
-                grown.and(Err(GrantError::TableFull { entries: inner.entries.load(Relaxed) }))
+                grown.and(Err(inner.full()))
             })?;
             let Some((want, more)) = lacking else { return Ok(()) };
             // Outside the lock. Whatever others do meanwhile, it is looked at anew.
@@ -454,7 +486,7 @@ impl<P: Platform> Drop for Inner<P> {
             held.leak();
         }
         let mut unmapped = true;
-        for frame in 0..self.entries.load(Relaxed) / PER_FRAME {
+        for frame in 0..self.frames() {
             let va = self.frame_va(frame).as_ptr().addr();
             // SAFETY: the last handle is gone, so nobody looks at the entries.
             unmapped &= unsafe { update_va_mapping(&self.platform, va, 0, UVMF_INVLPG | UVMF_ALL) }.is_ok();

@@ -155,6 +155,11 @@ impl Fake {
         self.state().calls.get(&(nr.0, cmd)).copied().unwrap_or(0)
     }
 
+    /// Hypercalls of all kinds.
+    pub(crate) fn all_calls(&self) -> usize {
+        self.state().calls.values().sum()
+    }
+
     /// Foreign pages that are mapped now.
     pub(crate) fn mapped_now(&self) -> usize {
         self.state().handles.len()
