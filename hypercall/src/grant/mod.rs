@@ -19,6 +19,7 @@ mod loan;
 mod loans;
 mod locked;
 mod map;
+mod place;
 mod shared;
 mod status;
 mod table;

@@ -3,7 +3,6 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::ptr::NonNull;
 use core::sync::atomic::{
     AtomicU32,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
@@ -12,15 +11,14 @@ use core::sync::atomic::{
 use xen_sys::grant_table::{
     GNTTAB_NR_RESERVED_ENTRIES, GTF_invalid, GTF_permit_access, GTF_reading, GTF_readonly, GTF_writing, GrantEntryV1,
 };
-use xen_sys::xen::{UVMF_ALL, UVMF_INVLPG, UVMF_NONE};
 use xen_sys::{DomId, Gfn, GrantRef, XenPfn};
 
 use super::locked::Locked;
+use super::place::Place;
 use super::{Access, GrantError, Grants, StillMapped};
 use crate::call::grant_table::{GrantOpError, query_size, setup_table};
-use crate::call::mmu::update_va_mapping;
 use crate::mem::{OutOfMemory, PAGE_SIZE, Pages};
-use crate::platform::{Level, Platform, Region};
+use crate::platform::{Level, Platform};
 
 /// Entries of one frame of the table.
 const PER_FRAME: u32 = (PAGE_SIZE / size_of::<GrantEntryV1>()) as u32;
@@ -35,28 +33,24 @@ const QUARANTINE_MAX: usize = 1024;
 /// could keep it busy; the caller may come back.
 const END_TRIES: usize = 8;
 
-/// Bits of a page-table entry: present, writable, user (the kernel of a 64-bit PV guest runs in ring 3), accessed, dirty.
-const PTE: u64 = 0x67;
-
 /// This domain's grant table. A handle: cheap to clone, and shared by all CPUs.
 ///
 /// `share` and `end` write entries without a lock. Reserving, releasing and the quarantine take a spin lock, and hold it
 /// [uninterrupted](Platform::uninterrupted); they belong to attach and detach, but an interrupt handler may release, too, and
 /// quarantine where it may free pages and log. Under the lock nothing is allocated, freed or logged.
 ///
-/// The frames are mapped by `update_va_mapping`, so this is for PV domains; in an auto-translated one, Xen refuses that and
-/// [`GrantTable::new`] says so. Frame numbers above 32 bits (16 TiB of machine memory) need version 2: an entry for such a
-/// frame stays invalid, and the peer is refused.
+/// It is for PV domains and for auto-translated ones (PVH), and asks Xen which of them this is. In the latter, the frames stand
+/// in the place of own pages: [`GrantTable::new`] allocates one for each frame that the table may have, which costs 256 KiB with
+/// Xen's default of 64 frames, and 4 MiB at most. Frame numbers above 32 bits (16 TiB of machine memory) need version 2: an
+/// entry for such a frame stays invalid, and the peer is refused.
 ///
 /// When the last handle is dropped, what is still mapped by peers stays granted, and its pages are leaked.
 pub struct GrantTable<P: Platform>(Arc<Inner<P>>);
 
 struct Inner<P: Platform> {
     platform: P,
-    /// Address space for `max_frames` frames.
-    region: NonNull<u8>,
-    max_frames: u32,
-    /// Entries in frames that are mapped. Changed only under the lock.
+    place: Place,
+    /// Entries in frames that are shown. Changed only under the lock.
     entries: AtomicU32,
     state: Locked<State<P>>,
 }
@@ -121,14 +115,12 @@ impl<P: Platform> GrantTable<P> {
     /// same references.
     ///
     /// # Errors
-    /// [`GrantError`] if Xen refuses, or there is no address space.
+    /// [`GrantError`] if Xen refuses, or there is no address space, or no memory.
     pub unsafe fn new(platform: P) -> Result<Self, GrantError> {
         let (_, max_frames) = query_size(&platform).map_err(GrantError::Xen)?;
-        let max_frames = max_frames.min(MAX_FRAMES);
-        let pages = max_frames as usize;
-        let region = platform.alloc(Region::Unbacked, pages).ok_or(OutOfMemory { pages })?;
+        let place = Place::new(&platform, max_frames.min(MAX_FRAMES))?;
         let state = State { free: Vec::new(), quarantine: Vec::new(), stats: GrantStats::default() };
-        let inner = Inner { platform, region, max_frames, entries: AtomicU32::new(0), state: Locked::new(state) };
+        let inner = Inner { platform, place, entries: AtomicU32::new(0), state: Locked::new(state) };
         let mut room = Room::new(inner.wanted(1)?, 1)?;
         inner.with(|state| inner.grow(state, &mut room))?;
         Ok(Self(Arc::new(inner)))
@@ -141,7 +133,7 @@ impl<P: Platform> GrantTable<P> {
     /// # Errors
     /// [`GrantError`] if Xen refuses, or there is no memory. What was added stays.
     pub fn grow_to(&self, frames: u32) -> Result<(), GrantError> {
-        let want = frames.min(self.0.max_frames) as usize;
+        let want = frames.min(self.max_frames()) as usize;
         let have = self.frames();
         if want <= have as usize {
             return Ok(());
@@ -157,7 +149,7 @@ impl<P: Platform> GrantTable<P> {
 
     /// Returns how many frames the table may have.
     pub fn max_frames(&self) -> u32 {
-        self.0.max_frames
+        self.0.place.frames()
     }
 
     /// Returns the state of the table in numbers.
@@ -275,21 +267,15 @@ impl<P: Platform> Inner<P> {
         GrantError::TableFull { entries: self.entries.load(Relaxed) }
     }
 
-    /// Returns the address of a frame of the table as the hypervisor knows it.
-    fn frame_va(&self, frame: u32) -> NonNull<u8> {
-        // SAFETY: callers ask for frames below `max_frames`, for which there is address space.
-        unsafe { self.region.add(frame as usize * PAGE_SIZE) }
-    }
-
     /// Returns the entry of a reference, or `None` beyond the end of the table.
     #[inline]
     fn entry(&self, gref: GrantRef) -> Option<&GrantEntryV1> {
-        // Acquire: the frame was mapped before the number of entries was raised.
+        // Acquire: the frame was shown before the number of entries was raised.
         if gref.0 >= self.entries.load(Acquire) {
             return None;
         }
-        let page = self.platform.mapped(self.frame_va(gref.0 / PER_FRAME)).cast::<GrantEntryV1>();
-        // SAFETY: the frame is mapped, holds `PER_FRAME` entries made of atomics, and is unmapped only in `drop`.
+        let page = self.platform.mapped(self.place.va(gref.0 / PER_FRAME)).cast::<GrantEntryV1>();
+        // SAFETY: the frame is shown, holds `PER_FRAME` entries made of atomics, and is taken away only in `drop`.
         Some(unsafe { page.add((gref.0 % PER_FRAME) as usize).as_ref() })
     }
 
@@ -315,7 +301,7 @@ impl<P: Platform> Inner<P> {
     /// Returns how many frames the table needs for `lacking` more entries.
     fn wanted(&self, lacking: usize) -> Result<usize, GrantError> {
         let want = (self.frames() as usize).saturating_add(lacking.div_ceil(PER_FRAME as usize));
-        if want <= self.max_frames as usize { Ok(want) } else { Err(self.full()) }
+        if want <= self.place.frames() as usize { Ok(want) } else { Err(self.full()) }
     }
 
     /// Enlarges the table to as many frames as there is room for. What was added stays, even if not all could be.
@@ -326,12 +312,9 @@ impl<P: Platform> Inner<P> {
         enlarge(&mut state.free, &mut room.free);
         setup_table(&self.platform, want, &mut room.frames).map_err(GrantError::Xen)?;
         for frame in have..want {
-            let va = self.frame_va(frame);
-            let pte = (room.frames[frame as usize].0 as u64) << 12 | PTE;
-            // SAFETY: address space of ours into which nothing is mapped yet; the frame is the table's, and will be seen
-            // through atomics only.
-            let mapped = unsafe { update_va_mapping(&self.platform, va.as_ptr().addr(), pte, UVMF_NONE) };
-            mapped.map_err(|error| GrantError::Xen(GrantOpError::Xen(error)))?;
+            // SAFETY: not shown before, for the table has no entries of it; an entry is made of atomics.
+            let shown = unsafe { self.place.show(&self.platform, frame, room.frames[frame as usize]) };
+            shown.map_err(|error| GrantError::Xen(GrantOpError::Xen(error)))?;
             self.entries.store((frame + 1) * PER_FRAME, Release);
             self.adopt(state, frame);
         }
@@ -485,15 +468,7 @@ impl<P: Platform> Drop for Inner<P> {
         for held in self.state.get_mut().quarantine.drain(..) {
             held.leak();
         }
-        let mut unmapped = true;
-        for frame in 0..self.frames() {
-            let va = self.frame_va(frame).as_ptr().addr();
-            // SAFETY: the last handle is gone, so nobody looks at the entries.
-            unmapped &= unsafe { update_va_mapping(&self.platform, va, 0, UVMF_INVLPG | UVMF_ALL) }.is_ok();
-        }
-        if unmapped {
-            // SAFETY: from `alloc` in `new`, and nothing is mapped there any more.
-            unsafe { self.platform.free(Region::Unbacked, self.region, self.max_frames as usize) };
-        }
+        // SAFETY: the last handle is gone, so nobody looks at the entries.
+        unsafe { self.place.give_back(&self.platform, self.frames()) };
     }
 }

@@ -9,6 +9,7 @@ mod interrupts;
 mod loans;
 mod memory;
 mod quarantine;
+mod translated;
 mod windows;
 
 #[global_allocator]
