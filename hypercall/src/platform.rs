@@ -27,8 +27,9 @@ pub unsafe trait Hypervisor {
 pub enum Region {
     /// Own memory: zeroed, readable and writable, each page with a frame number.
     Memory,
-    /// Address space without memory: what grant mappings and the grant table's frames are put into. Reading it before
-    /// something was mapped there faults.
+    /// Address space without memory: what grant mappings and, in a PV domain, the grant table's frames are put into. Reading
+    /// it before something was mapped there faults. In an auto-translated domain this is guest-physical room without memory,
+    /// which the kernel has mapped in its own page tables.
     Unbacked,
 }
 
@@ -50,7 +51,8 @@ pub enum Level {
 /// # Safety
 /// - `alloc` returns page aligned, virtually contiguous pages that nobody else owns, zeroed if they are
 ///   [`Region::Memory`], and they stay so until `free`.
-/// - `gfn_of` returns the frame by which the hypervisor knows that very page, for as long as the page is allocated.
+/// - `gfn_of` returns the frame by which the hypervisor knows that very page, for as long as the page is allocated; whatever the
+///   hypervisor puts behind that frame number meanwhile is seen at the page's address.
 /// - `mapped` returns an address at which the memory that the hypervisor mapped at `va` is read and written.
 pub unsafe trait Platform: Hypervisor + Clone {
     /// Allocates `pages` pages, or `None` if there are none. Called when a device attaches or a table grows, never on the
@@ -65,7 +67,8 @@ pub unsafe trait Platform: Hypervisor + Clone {
     unsafe fn free(&self, region: Region, va: NonNull<u8>, pages: usize);
 
     /// Returns the frame number of the page of own memory at `va`, as grants and hypercalls take it: the machine frame in
-    /// a PV domain, the guest frame in an auto-translated one.
+    /// a PV domain, the guest frame in an auto-translated one. There, pages of unbacked address space have frame numbers, too:
+    /// those that the kernel's page tables have at `va`, behind which no memory is. Foreign pages are mapped by them.
     fn gfn_of(&self, va: NonNull<u8>) -> Gfn;
 
     /// Returns where the memory that the hypervisor mapped at `va` is seen: at `va`, on every machine with an MMU. Only a

@@ -107,10 +107,11 @@ pub fn maximum_ram_page<H: Hypervisor>(hypervisor: &H) -> Result<usize, XenError
     unsafe { command_alone(hypervisor, Nr::MEMORY_OP, XENMEM_maximum_ram_page) }
 }
 
-/// Puts a page of some space (`XENMAPSPACE_`) behind a frame number of an auto-translated guest.
+/// Puts a page of some space (`XENMAPSPACE_`) behind a frame number of an auto-translated guest. Memory that is there now goes
+/// back to Xen; a page that is somewhere else in the guest's space already is moved.
 ///
 /// # Errors
-/// As the hypervisor says; `ENOSYS` in a PV guest.
+/// As the hypervisor says: `EACCES` in a PV guest, `EINVAL` for an index that the space doesn't have.
 ///
 /// # Safety
 /// Nobody uses what stands behind the frame number now, and the page that comes there is seen only atomically.
@@ -123,6 +124,19 @@ pub unsafe fn add_to_physmap<H: Hypervisor>(
     let mut arg = XenAddToPhysmap { domid: SELF, size: 0, space, idx: index, gpfn: XenPfn(gfn.0 as usize) };
     // SAFETY: no pointers inside; the rest is the caller's.
     unsafe { command(hypervisor, Nr::MEMORY_OP, XENMEM_add_to_physmap, &mut arg) }.map(drop)
+}
+
+/// Takes away what is behind a frame number of an auto-translated guest.
+///
+/// # Errors
+/// As the hypervisor says: `EACCES` in a PV guest, `ENOENT` if nothing is there.
+///
+/// # Safety
+/// Nobody uses what stands behind the frame number.
+pub unsafe fn remove_from_physmap<H: Hypervisor>(hypervisor: &H, gfn: Gfn) -> Result<(), XenError> {
+    let mut arg = XenRemoveFromPhysmap { domid: SELF, gpfn: XenPfn(gfn.0 as usize) };
+    // SAFETY: no pointers inside; the rest is the caller's.
+    unsafe { command(hypervisor, Nr::MEMORY_OP, XENMEM_remove_from_physmap, &mut arg) }.map(drop)
 }
 
 /// Returns where the machine-to-physical table is mapped: first address, address after the last, highest frame.

@@ -3,6 +3,7 @@
 use core::ffi::CStr;
 
 use xen_sys::Nr;
+use xen_sys::features::XENFEAT_auto_translated_physmap;
 use xen_sys::version::*;
 
 use crate::error::{XenError, from_ret};
@@ -105,6 +106,12 @@ pub fn get_features<H: Hypervisor>(hypervisor: &H, index: u32) -> Result<u32, Xe
 /// As [`get_features`].
 pub fn has_feature<H: Hypervisor>(hypervisor: &H, feature: u32) -> Result<bool, XenError> {
     Ok(get_features(hypervisor, feature / 32)? & 1 << (feature % 32) != 0)
+}
+
+/// Tells whether Xen translates the frame numbers of this domain, as in a PVH guest; page tables are the guest's own then. A Xen
+/// that can't say is too old for it.
+pub fn is_auto_translated<H: Hypervisor>(hypervisor: &H) -> bool {
+    has_feature(hypervisor, XENFEAT_auto_translated_physmap).unwrap_or(false)
 }
 
 /// Returns Xen's page size in bytes.

@@ -98,7 +98,7 @@ impl<G: Grants, B: Buffer, const N: usize> Loan<G, B, N> {
         match (recalled, self.buffer.take()) {
             (Err(StillMapped { .. }), Some(buffer)) => {
                 // SAFETY: reserved by `new`, and given up with this object.
-                unsafe { self.grants.quarantine(self.refs[..self.shared].into(), None) };
+                unsafe { self.grants.quarantine(&self.refs[..self.shared], None) };
                 Err(Held(buffer))
             }
             (Ok(buffer), _) => Ok(buffer),
@@ -117,7 +117,7 @@ impl<G: Grants, const N: usize> Loan<G, PageBuf<G::Platform>, N> {
         if let (Err(StillMapped { .. }), Some(buffer)) = (recalled, self.buffer.take()) {
             let pages = ManuallyDrop::into_inner(buffer).into_pages();
             // SAFETY: reserved by `new`, and given up with this object, as are the pages.
-            unsafe { self.grants.quarantine(self.refs[..self.shared].into(), Some(pages)) };
+            unsafe { self.grants.quarantine(&self.refs[..self.shared], Some(pages)) };
         }
     }
 }

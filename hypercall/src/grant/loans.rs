@@ -2,7 +2,6 @@
 
 use alloc::boxed::Box;
 use alloc::vec;
-use alloc::vec::Vec;
 use core::fmt;
 use core::mem::ManuallyDrop;
 
@@ -10,6 +9,9 @@ use xen_sys::{DomId, GrantRef};
 
 use super::{Access, GrantError, Grants, Held, StillMapped};
 use crate::mem::Buffer;
+
+/// References that are given to the quarantine at once.
+const GIVE_UP: usize = 32;
 
 /// A stock of grant references, reserved once, and the buffers that they share at the moment, each taking one reference a
 /// segment. It is for requests that differ much in how many segments they have, such as packets; where all take about as many,
@@ -157,18 +159,24 @@ impl<G: Grants, B: Buffer> LoanTable<G, B> {
     /// Puts the references of a loan that the peer still uses into the quarantine.
     #[cold]
     fn give_up(&mut self, loan: u16) {
-        let mut refs = Vec::new();
+        // On the stack, some at a time: there may be no memory, and a loan may be of any length.
+        let mut refs = [GrantRef(0); GIVE_UP];
+        let mut len = 0;
         let mut at = Some(loan);
         while let Some(index) = at {
             let entry = &mut self.entries[usize::from(index)];
+            at = entry.next;
             if entry.state == State::Shared {
                 entry.state = State::Gone;
-                refs.push(entry.gref);
+                refs[len] = entry.gref;
+                len += 1;
             }
-            at = entry.next;
+            if len == GIVE_UP || (len > 0 && at.is_none()) {
+                // SAFETY: reserved by `new`, and never used again, as their state says.
+                unsafe { self.grants.quarantine(&refs[..len], None) };
+                len = 0;
+            }
         }
-        // SAFETY: reserved by `new`, and never used again, as their state says.
-        unsafe { self.grants.quarantine(refs, None) };
     }
 }
 

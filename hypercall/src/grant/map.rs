@@ -9,6 +9,7 @@ use xen_sys::grant_table::{GNTMAP_host_map, GNTMAP_readonly, GnttabMapGrantRef, 
 use xen_sys::{DomId, GrantHandle, GrantRef};
 
 use super::{Access, GrantStatus, UNTRIED};
+use crate::call::version::is_auto_translated;
 use crate::call::{grant_table as call, sched};
 use crate::error::XenError;
 use crate::mem::{OutOfMemory, PAGE_SIZE, Shared};
@@ -99,6 +100,8 @@ enum Slot {
 pub struct Window<P: Platform> {
     platform: P,
     va: NonNull<u8>,
+    /// Xen knows the slots by frame number, not by address.
+    is_translated: bool,
     slots: Vec<Slot>,
 }
 
@@ -118,7 +121,8 @@ impl<P: Platform> Window<P> {
     /// [`OutOfMemory`] if there is none.
     pub fn new(platform: &P, slots: usize) -> Result<Self, OutOfMemory> {
         let va = platform.alloc(Region::Unbacked, slots).ok_or(OutOfMemory { pages: slots })?;
-        Ok(Self { platform: platform.clone(), va, slots: vec![Slot::Empty; slots] })
+        let is_translated = is_auto_translated(platform);
+        Ok(Self { platform: platform.clone(), va, is_translated, slots: vec![Slot::Empty; slots] })
     }
 
     /// Returns how many slots there are.
@@ -196,7 +200,7 @@ impl<P: Platform> Window<P> {
     fn map_op(&self, slot: usize, request: MapRequest) -> GnttabMapGrantRef {
         let readonly = if request.access == Access::ReadOnly { GNTMAP_readonly } else { 0 };
         GnttabMapGrantRef {
-            host_addr: self.slot_va(slot).as_ptr().expose_provenance() as u64,
+            host_addr: self.host_addr(slot),
             flags: GNTMAP_host_map | readonly,
             r#ref: request.gref,
             dom: request.peer,
@@ -265,8 +269,12 @@ impl<P: Platform> Window<P> {
         let (mut len, mut failed) = (0, 0);
         for slot in slots {
             let Some(Slot::Mapped { handle, .. }) = self.slots.get(slot) else { continue };
-            let host_addr = self.slot_va(slot).as_ptr().addr() as u64;
-            ops[len] = GnttabUnmapGrantRef { host_addr, dev_bus_addr: 0, handle: *handle, status: UNTRIED };
+            ops[len] = GnttabUnmapGrantRef {
+                host_addr: self.host_addr(slot),
+                dev_bus_addr: 0,
+                handle: *handle,
+                status: UNTRIED,
+            };
             of[len] = slot;
             len += 1;
             if len == BATCH {
@@ -331,6 +339,15 @@ impl<P: Platform> Window<P> {
         // SAFETY: mapped, contiguous, and unmapped only by `&mut self` or `drop`, which the borrow keeps away. Another
         // domain's memory is seen in no other way than through views.
         Some(unsafe { if writable { Shared::new(base, len) } else { Shared::read_only(base, len) } })
+    }
+
+    /// Returns where Xen is to map a slot: its address in a PV domain, its guest-physical address in an auto-translated one.
+    fn host_addr(&self, slot: usize) -> u64 {
+        let va = self.slot_va(slot);
+        if self.is_translated {
+            return self.platform.gfn_of(va).0 * PAGE_SIZE as u64;
+        }
+        va.as_ptr().expose_provenance() as u64
     }
 
     fn slot_va(&self, slot: usize) -> NonNull<u8> {

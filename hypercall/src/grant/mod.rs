@@ -19,6 +19,7 @@ mod loan;
 mod loans;
 mod locked;
 mod map;
+mod place;
 mod shared;
 mod status;
 mod table;
@@ -31,7 +32,6 @@ pub use shared::SharedPages;
 pub use status::GrantStatus;
 pub use table::{GrantStats, GrantTable};
 
-use alloc::vec::Vec;
 use core::fmt;
 
 use xen_sys::{DomId, Gfn, GrantRef};
@@ -136,9 +136,10 @@ pub unsafe trait Grants: Clone {
 
     /// Takes shared references that could not be ended, with the pages behind them if they are known, and keeps all of it
     /// out of use until nobody maps any of them; tries again whenever references are reserved or quarantined. Beyond a
-    /// cap the pages are leaked. Both are counted.
+    /// cap, or if there is no memory for a copy of `refs`, references and pages are leaked. Both are counted. Never fails, and may
+    /// be called where nothing can be allocated.
     ///
     /// # Safety
     /// The caller has reserved the references, and nobody uses them for anything any more; the pages are not used either.
-    unsafe fn quarantine(&self, refs: Vec<GrantRef>, pages: Option<Pages<Self::Platform>>);
+    unsafe fn quarantine(&self, refs: &[GrantRef], pages: Option<Pages<Self::Platform>>);
 }

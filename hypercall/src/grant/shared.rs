@@ -61,7 +61,7 @@ impl<G: Grants> Drop for SharedPages<G> {
         });
         if !refs.is_empty() {
             // SAFETY: reserved by `new`; references and pages go with this object.
-            unsafe { self.grants.quarantine(refs, self.pages.take()) };
+            unsafe { self.grants.quarantine(&refs, self.pages.take()) };
         }
     }
 }

@@ -3,7 +3,6 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::ptr::NonNull;
 use core::sync::atomic::{
     AtomicU32,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
@@ -12,15 +11,14 @@ use core::sync::atomic::{
 use xen_sys::grant_table::{
     GNTTAB_NR_RESERVED_ENTRIES, GTF_invalid, GTF_permit_access, GTF_reading, GTF_readonly, GTF_writing, GrantEntryV1,
 };
-use xen_sys::xen::{UVMF_ALL, UVMF_INVLPG, UVMF_NONE};
 use xen_sys::{DomId, Gfn, GrantRef, XenPfn};
 
 use super::locked::Locked;
+use super::place::Place;
 use super::{Access, GrantError, Grants, StillMapped};
 use crate::call::grant_table::{GrantOpError, query_size, setup_table};
-use crate::call::mmu::update_va_mapping;
 use crate::mem::{OutOfMemory, PAGE_SIZE, Pages};
-use crate::platform::{Level, Platform, Region};
+use crate::platform::{Level, Platform};
 
 /// Entries of one frame of the table.
 const PER_FRAME: u32 = (PAGE_SIZE / size_of::<GrantEntryV1>()) as u32;
@@ -35,37 +33,33 @@ const QUARANTINE_MAX: usize = 1024;
 /// could keep it busy; the caller may come back.
 const END_TRIES: usize = 8;
 
-/// Bits of a page-table entry: present, writable, user (the kernel of a 64-bit PV guest runs in ring 3), accessed, dirty.
-const PTE: u64 = 0x67;
-
 /// This domain's grant table. A handle: cheap to clone, and shared by all CPUs.
 ///
 /// `share` and `end` write entries without a lock. Reserving, releasing and the quarantine take a spin lock, and hold it
-/// [uninterrupted](Platform::uninterrupted); they belong to attach and detach, but an interrupt handler may release and
-/// quarantine too.
+/// [uninterrupted](Platform::uninterrupted); they belong to attach and detach, but an interrupt handler may release, too, and
+/// quarantine where it may free pages and log. Under the lock nothing is allocated, freed or logged.
 ///
-/// The frames are mapped by `update_va_mapping`, so this is for PV domains; in an auto-translated one, Xen refuses that and
-/// [`GrantTable::new`] says so. Frame numbers above 32 bits (16 TiB of machine memory) need version 2: an entry for such a
-/// frame stays invalid, and the peer is refused.
+/// It is for PV domains and for auto-translated ones (PVH), and asks Xen which of them this is. In the latter, the frames stand
+/// in the place of own pages: [`GrantTable::new`] allocates one for each frame that the table may have, which costs 256 KiB with
+/// Xen's default of 64 frames, and 4 MiB at most. Frame numbers above 32 bits (16 TiB of machine memory) need version 2: an
+/// entry for such a frame stays invalid, and the peer is refused.
 ///
 /// When the last handle is dropped, what is still mapped by peers stays granted, and its pages are leaked.
 pub struct GrantTable<P: Platform>(Arc<Inner<P>>);
 
 struct Inner<P: Platform> {
     platform: P,
-    /// Address space for `max_frames` frames.
-    region: NonNull<u8>,
-    max_frames: u32,
-    /// Entries in frames that are mapped. Changed only under the lock.
+    place: Place,
+    /// Entries in frames that are shown. Changed only under the lock.
     entries: AtomicU32,
     state: Locked<State<P>>,
 }
 
+/// What is under the lock, where nothing is allocated and nothing freed: lists grow by [`enlarge`].
 struct State<P: Platform> {
-    /// Free references, last in first out. Has capacity for all entries, so that giving back never allocates.
+    /// Free references, last in first out. Growing has made room for all entries, and a reference is in here once or with one
+    /// owner, so giving back never allocates.
     free: Vec<GrantRef>,
-    /// Numbers of the table's frames.
-    frames: Vec<XenPfn>,
     quarantine: Vec<Quarantined<P>>,
     stats: GrantStats,
 }
@@ -121,17 +115,41 @@ impl<P: Platform> GrantTable<P> {
     /// same references.
     ///
     /// # Errors
-    /// [`GrantError`] if Xen refuses, or there is no address space.
+    /// [`GrantError`] if Xen refuses, or there is no address space, or no memory.
     pub unsafe fn new(platform: P) -> Result<Self, GrantError> {
         let (_, max_frames) = query_size(&platform).map_err(GrantError::Xen)?;
-        let max_frames = max_frames.min(MAX_FRAMES);
-        let pages = max_frames as usize;
-        let region = platform.alloc(Region::Unbacked, pages).ok_or(OutOfMemory { pages })?;
-        let state =
-            State { free: Vec::new(), frames: Vec::new(), quarantine: Vec::new(), stats: GrantStats::default() };
-        let inner = Inner { platform, region, max_frames, entries: AtomicU32::new(0), state: Locked::new(state) };
-        inner.with(|state| inner.grow(state, 1))?;
+        let place = Place::new(&platform, max_frames.min(MAX_FRAMES))?;
+        let state = State { free: Vec::new(), quarantine: Vec::new(), stats: GrantStats::default() };
+        let inner = Inner { platform, place, entries: AtomicU32::new(0), state: Locked::new(state) };
+        let mut room = Room::new(inner.wanted(1)?, 1)?;
+        inner.with(|state| inner.grow(state, &mut room))?;
         Ok(Self(Arc::new(inner)))
+    }
+
+    /// Enlarges the table to `frames` frames of 512 entries, or to as many as it may have if those are fewer: `u32::MAX` takes
+    /// them all. The table grows by itself when references are lacking; a kernel that has done this at boot never allocates or
+    /// calls the hypervisor for references later, and is told at once that there are no more.
+    ///
+    /// # Errors
+    /// [`GrantError`] if Xen refuses, or there is no memory. What was added stays.
+    pub fn grow_to(&self, frames: u32) -> Result<(), GrantError> {
+        let want = frames.min(self.max_frames()) as usize;
+        let have = self.frames();
+        if want <= have as usize {
+            return Ok(());
+        }
+        let mut room = Room::new(want, want - have as usize)?;
+        self.0.with(|state| if self.frames() < want as u32 { self.0.grow(state, &mut room) } else { Ok(()) })
+    }
+
+    /// Returns how many frames the table has.
+    pub fn frames(&self) -> u32 {
+        self.0.frames()
+    }
+
+    /// Returns how many frames the table may have.
+    pub fn max_frames(&self) -> u32 {
+        self.0.place.frames()
     }
 
     /// Returns the state of the table in numbers.
@@ -152,8 +170,79 @@ impl<P: Platform> GrantTable<P> {
 
     /// Tries again to end what is in the quarantine. `reserve` does so too; this is for whoever waits for a peer.
     pub fn retry_quarantine(&self) {
-        drop(self.0.with(|state| self.0.retry(state)));
+        self.0.sweep();
     }
+}
+
+/// Memory for a table of some frames, made outside the lock.
+#[derive(Default)]
+struct Room {
+    /// For the numbers of the frames.
+    frames: Vec<XenPfn>,
+    /// For all references.
+    free: Vec<GrantRef>,
+}
+
+impl Room {
+    /// Makes room for `frames` frames, `more` of which the table doesn't have yet.
+    fn new(frames: usize, more: usize) -> Result<Self, OutOfMemory> {
+        let no_memory = |_| OutOfMemory { pages: more };
+        let mut room = Self::default();
+        room.frames.try_reserve_exact(frames).map_err(no_memory)?;
+        room.frames.resize(frames, XenPfn(0));
+        room.free.try_reserve_exact(frames * PER_FRAME as usize).map_err(no_memory)?;
+        Ok(room)
+    }
+}
+
+/// Moves a list into `room` if that is larger. What is left, the smaller one, is to be dropped outside the lock.
+fn enlarge<T>(list: &mut Vec<T>, room: &mut Vec<T>) {
+    if room.capacity() > list.capacity() {
+        room.append(list);
+        core::mem::swap(list, room);
+    }
+}
+
+impl<P: Platform> State<P> {
+    /// Takes references off the free list; all or none.
+    fn take(&mut self, refs: &mut [GrantRef]) -> bool {
+        let Some(rest) = self.free.len().checked_sub(refs.len()) else { return false };
+        // From the top, the last one first.
+        for (gref, free) in refs.iter_mut().rev().zip(self.free.drain(rest..)) {
+            *gref = free;
+        }
+        true
+    }
+
+    /// Takes out of the quarantine something that nobody maps any more.
+    fn take_ended(&mut self) -> Option<Quarantined<P>> {
+        let ended = self.quarantine.iter().position(|held| held.refs.is_empty())?;
+        Some(self.quarantine.swap_remove(ended))
+    }
+
+    /// Takes something into the quarantine, if it may have so much.
+    fn take_in(&mut self, held: &mut Option<Quarantined<P>>, room: &mut Vec<Quarantined<P>>) -> TakenIn {
+        enlarge(&mut self.quarantine, room);
+        let refs = |held: &Quarantined<P>| held.refs.len();
+        if self.quarantine.iter().chain(held.as_ref()).map(refs).sum::<usize>() > QUARANTINE_MAX {
+            return TakenIn::TooMuch;
+        }
+        if self.quarantine.len() == self.quarantine.capacity() {
+            return TakenIn::NoRoom { entries: self.quarantine.len() };
+        }
+        self.quarantine.extend(held.take());
+        TakenIn::Yes
+    }
+}
+
+/// What became of something that was given to the quarantine.
+enum TakenIn {
+    Yes,
+    TooMuch,
+    /// The list is full.
+    NoRoom {
+        entries: usize,
+    },
 }
 
 impl<P: Platform> Quarantined<P> {
@@ -162,9 +251,7 @@ impl<P: Platform> Quarantined<P> {
     }
 
     /// Gives everything up for ever.
-    fn leak(self, stats: &mut GrantStats) {
-        stats.leaked_refs += self.refs.len() as u32;
-        stats.leaked_pages += self.pages();
+    fn leak(self) {
         if let Some(pages) = self.pages {
             pages.leak();
         }
@@ -177,21 +264,23 @@ impl<P: Platform> Inner<P> {
         self.state.with(&self.platform, work)
     }
 
-    /// Returns the address of a frame of the table as the hypervisor knows it.
-    fn frame_va(&self, frame: u32) -> NonNull<u8> {
-        // SAFETY: callers ask for frames below `max_frames`, for which there is address space.
-        unsafe { self.region.add(frame as usize * PAGE_SIZE) }
+    fn frames(&self) -> u32 {
+        self.entries.load(Relaxed) / PER_FRAME
+    }
+
+    fn full(&self) -> GrantError {
+        GrantError::TableFull { entries: self.entries.load(Relaxed) }
     }
 
     /// Returns the entry of a reference, or `None` beyond the end of the table.
     #[inline]
     fn entry(&self, gref: GrantRef) -> Option<&GrantEntryV1> {
-        // Acquire: the frame was mapped before the number of entries was raised.
+        // Acquire: the frame was shown before the number of entries was raised.
         if gref.0 >= self.entries.load(Acquire) {
             return None;
         }
-        let page = self.platform.mapped(self.frame_va(gref.0 / PER_FRAME)).cast::<GrantEntryV1>();
-        // SAFETY: the frame is mapped, holds `PER_FRAME` entries made of atomics, and is unmapped only in `drop`.
+        let page = self.platform.mapped(self.place.va(gref.0 / PER_FRAME)).cast::<GrantEntryV1>();
+        // SAFETY: the frame is shown, holds `PER_FRAME` entries made of atomics, and is taken away only in `drop`.
         Some(unsafe { page.add((gref.0 % PER_FRAME) as usize).as_ref() })
     }
 
@@ -214,28 +303,23 @@ impl<P: Platform> Inner<P> {
         Err(StillMapped { gref })
     }
 
-    /// Enlarges the table by at least `lacking` entries. What was added stays, even if not all could be.
+    /// Returns how many frames the table needs for `lacking` more entries.
+    fn wanted(&self, lacking: usize) -> Result<usize, GrantError> {
+        let want = (self.frames() as usize).saturating_add(lacking.div_ceil(PER_FRAME as usize));
+        if want <= self.place.frames() as usize { Ok(want) } else { Err(self.full()) }
+    }
+
+    /// Enlarges the table to as many frames as there is room for. What was added stays, even if not all could be.
     #[cold]
-    fn grow(&self, state: &mut State<P>, lacking: usize) -> Result<(), GrantError> {
-        let entries = self.entries.load(Relaxed);
-        let have = entries / PER_FRAME;
-        let more = lacking.div_ceil(PER_FRAME as usize);
-        let want = (have as usize).saturating_add(more);
-        if want > self.max_frames as usize {
-            return Err(GrantError::TableFull { entries });
-        }
-        let no_memory = |_| OutOfMemory { pages: more };
-        state.free.try_reserve(want * PER_FRAME as usize - state.free.len()).map_err(no_memory)?;
-        state.frames.try_reserve(want - state.frames.len().min(want)).map_err(no_memory)?;
-        state.frames.resize(want, XenPfn(0));
-        setup_table(&self.platform, want as u32, &mut state.frames).map_err(GrantError::Xen)?;
-        for frame in have..want as u32 {
-            let va = self.frame_va(frame);
-            let pte = (state.frames[frame as usize].0 as u64) << 12 | PTE;
-            // SAFETY: address space of ours into which nothing is mapped yet; the frame is the table's, and will be seen
-            // through atomics only.
-            let mapped = unsafe { update_va_mapping(&self.platform, va.as_ptr().addr(), pte, UVMF_NONE) };
-            mapped.map_err(|error| GrantError::Xen(GrantOpError::Xen(error)))?;
+    fn grow(&self, state: &mut State<P>, room: &mut Room) -> Result<(), GrantError> {
+        let have = self.frames();
+        let want = room.frames.len() as u32;
+        enlarge(&mut state.free, &mut room.free);
+        setup_table(&self.platform, want, &mut room.frames).map_err(GrantError::Xen)?;
+        for frame in have..want {
+            // SAFETY: not shown before, for the table has no entries of it; an entry is made of atomics.
+            let shown = unsafe { self.place.show(&self.platform, frame, room.frames[frame as usize]) };
+            shown.map_err(|error| GrantError::Xen(GrantOpError::Xen(error)))?;
             self.entries.store((frame + 1) * PER_FRAME, Release);
             self.adopt(state, frame);
         }
@@ -255,19 +339,24 @@ impl<P: Platform> Inner<P> {
         }
     }
 
-    /// Tries to end what is in the quarantine. Returns what is free now: to be dropped outside the lock, as that frees pages.
-    fn retry(&self, state: &mut State<P>) -> Vec<Quarantined<P>> {
-        let State { free, quarantine, .. } = state;
-        for held in quarantine.iter_mut() {
-            held.refs.retain(|gref| match self.end(*gref) {
-                Ok(()) => {
-                    free.push(*gref);
-                    false
-                }
-                Err(StillMapped { .. }) => true,
-            });
+    /// Tries to end what is in the quarantine, and frees what nobody maps any more.
+    fn sweep(&self) {
+        self.with(|state| {
+            let State { free, quarantine, .. } = state;
+            for held in quarantine {
+                held.refs.retain(|gref| match self.end(*gref) {
+                    Ok(()) => {
+                        free.push(*gref);
+                        false
+                    }
+                    Err(StillMapped { .. }) => true,
+                });
+            }
+        });
+        // One by one: pages are freed outside the lock, and a list of them would need memory.
+        while let Some(ended) = self.with(State::take_ended) {
+            drop(ended);
         }
-        quarantine.extract_if(.., |held| held.refs.is_empty()).collect()
     }
 }
 
@@ -281,25 +370,29 @@ unsafe impl<P: Platform> Grants for GrantTable<P> {
     }
 
     fn reserve(&self, refs: &mut [GrantRef]) -> Result<(), GrantError> {
-        let (result, freed) = self.0.with(|state| {
-            let freed = self.0.retry(state);
-            let lacking = refs.len().saturating_sub(state.free.len());
-            let grown = if lacking > 0 { self.0.grow(state, lacking) } else { Ok(()) };
-            let result = match state.free.len().checked_sub(refs.len()) {
-                Some(rest) => {
-                    // From the top, the last one first.
-                    for (gref, free) in refs.iter_mut().rev().zip(state.free.drain(rest..)) {
-                        *gref = free;
-                    }
-                    Ok(())
+        let inner = &*self.0;
+        inner.sweep();
+        let mut room = Room::default();
+        loop {
+            let lacking = inner.with(|state| {
+                if state.take(refs) {
+                    return Ok(None);
+                }
+                let want = inner.wanted(refs.len() - state.free.len())?;
+                if want > room.frames.len() {
+                    return Ok(Some((want, want - inner.frames() as usize)));
+                }
+                let grown = inner.grow(state, &mut room);
+                if state.take(refs) {
+                    return Ok(None);
                 }
                 // Enlarged, but a former kernel's grants took the room.
-                None => grown.and(Err(GrantError::TableFull { entries: self.0.entries.load(Relaxed) })),
-            };
-            (result, freed)
-        });
-        drop(freed);
-        result
+                grown.and(Err(inner.full()))
+            })?;
+            let Some((want, more)) = lacking else { return Ok(()) };
+            // Outside the lock. Whatever others do meanwhile, it is looked at anew.
+            room = Room::new(want, more)?;
+        }
     }
 
     unsafe fn release(&self, refs: &[GrantRef]) {
@@ -326,30 +419,49 @@ unsafe impl<P: Platform> Grants for GrantTable<P> {
         self.0.end(gref)
     }
 
-    unsafe fn quarantine(&self, refs: Vec<GrantRef>, pages: Option<Pages<P>>) {
-        let held = Quarantined { refs, pages };
-        let (refs, pages) = (held.refs.len(), held.pages());
-        let (leaked, before, given_up, freed) = self.0.with(|state| {
-            let freed = self.0.retry(state);
-            let kept: usize = state.quarantine.iter().map(|held| held.refs.len()).sum();
-            let leaked = kept + refs > QUARANTINE_MAX || state.quarantine.try_reserve(1).is_err();
-            if leaked {
-                held.leak(&mut state.stats);
-            } else {
-                state.quarantine.push(held);
-            }
+    unsafe fn quarantine(&self, refs: &[GrantRef], pages: Option<Pages<P>>) {
+        let inner = &*self.0;
+        inner.sweep();
+        let count = refs.len() as u32;
+        let mut own = Vec::new();
+        let copied = own.try_reserve_exact(refs.len()).is_ok();
+        if copied {
+            own.extend_from_slice(refs);
+        }
+        let mut held = Some(Quarantined { refs: own, pages });
+        let pages = held.as_ref().map_or(0, Quarantined::pages);
+        let mut room = Vec::new();
+        let leaked = !copied
+            || loop {
+                match inner.with(|state| state.take_in(&mut held, &mut room)) {
+                    TakenIn::Yes => break false,
+                    TakenIn::TooMuch => break true,
+                    TakenIn::NoRoom { entries } => {
+                        room = Vec::new();
+                        if room.try_reserve_exact(2 * entries + 4).is_err() {
+                            break true;
+                        }
+                    }
+                }
+            };
+        let (before, given_up) = inner.with(|state| {
             let before = state.stats.given_up;
-            let given_up = before.saturating_add(refs as u32);
-            state.stats.given_up = given_up;
-            (leaked, before, given_up, freed)
+            state.stats.given_up = before.saturating_add(count);
+            if leaked {
+                state.stats.leaked_refs += count;
+                state.stats.leaked_pages += pages;
+            }
+            (before, state.stats.given_up)
         });
-        drop(freed);
+        if let Some(lost) = held {
+            lost.leak();
+        }
         // A peer can bring this about as often as its device is attached, so a line comes only when the count has doubled.
         if before.checked_ilog2() != given_up.checked_ilog2() {
             let fate = if leaked { "leaked" } else { "quarantined" };
-            self.0.platform.log(
+            inner.platform.log(
                 Level::Error,
-                format_args!("grant table: {refs} grant(s) and {pages} page(s) {fate}: still mapped by the peer"),
+                format_args!("grant table: {count} grant(s) and {pages} page(s) {fate}: still mapped by the peer"),
             );
         }
     }
@@ -357,20 +469,11 @@ unsafe impl<P: Platform> Grants for GrantTable<P> {
 
 impl<P: Platform> Drop for Inner<P> {
     fn drop(&mut self) {
-        drop(self.with(|state| self.retry(state)));
-        let state = self.state.get_mut();
-        for held in state.quarantine.drain(..) {
-            held.leak(&mut state.stats);
+        self.sweep();
+        for held in self.state.get_mut().quarantine.drain(..) {
+            held.leak();
         }
-        let mut unmapped = true;
-        for frame in 0..self.entries.load(Relaxed) / PER_FRAME {
-            let va = self.frame_va(frame).as_ptr().addr();
-            // SAFETY: the last handle is gone, so nobody looks at the entries.
-            unmapped &= unsafe { update_va_mapping(&self.platform, va, 0, UVMF_INVLPG | UVMF_ALL) }.is_ok();
-        }
-        if unmapped {
-            // SAFETY: from `alloc` in `new`, and nothing is mapped there any more.
-            unsafe { self.platform.free(Region::Unbacked, self.region, self.max_frames as usize) };
-        }
+        // SAFETY: the last handle is gone, so nobody looks at the entries.
+        unsafe { self.place.give_back(&self.platform, self.frames()) };
     }
 }

@@ -3,7 +3,7 @@
 #![allow(non_upper_case_globals, reason = "constants in patterns have their C names")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::ptr::{NonNull, with_exposed_provenance_mut};
 use std::sync::atomic::Ordering::SeqCst;
@@ -14,9 +14,12 @@ use std::time::Duration;
 
 use hypercall::{DomId, Gfn, GrantRef, Hypervisor, Level, Nr, Platform, Port, Region};
 use xen_sys::event_channel::*;
+use xen_sys::features::XENFEAT_auto_translated_physmap;
 use xen_sys::grant_table::*;
+use xen_sys::memory::*;
+use xen_sys::version::{XENVER_get_features, XenFeatureInfo};
 use xen_sys::xen::{DOMID_SELF, SharedInfo};
-use xen_sys::{GrantHandle, errno};
+use xen_sys::{GrantHandle, XenPfn, errno};
 
 pub(crate) const PAGE: usize = 4096;
 pub(crate) const PEER: DomId = DomId(3);
@@ -41,6 +44,10 @@ pub(crate) struct State {
     frames: HashMap<u64, usize>,
     frame_of: HashMap<usize, u64>,
     next_frame: u64,
+    /// The hypervisor translates this domain's frame numbers; address space without memory has some, too.
+    is_translated: bool,
+    /// Pages of own memory whose memory is gone: nothing is there, or a frame of the table.
+    without_memory: HashSet<usize>,
     /// What is mapped where, page by page.
     mappings: HashMap<usize, NonNull<u8>>,
     table: Vec<NonNull<u8>>,
@@ -84,6 +91,13 @@ struct PortState {
     vcpu: u32,
 }
 
+impl State {
+    /// The page to which the hypervisor's address of a mapping leads.
+    fn at(&self, host_addr: u64) -> usize {
+        if self.is_translated { self.frames[&(host_addr / PAGE as u64)] } else { host_addr as usize }
+    }
+}
+
 struct Inner {
     shared: NonNull<u8>,
     state: Mutex<State>,
@@ -124,6 +138,13 @@ impl Fake {
         Self(Arc::new(Inner { shared: zeroed(1), state: Mutex::new(state) }))
     }
 
+    /// An auto-translated domain.
+    pub(crate) fn translated() -> Self {
+        let fake = Self::new();
+        fake.state().is_translated = true;
+        fake
+    }
+
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap()
     }
@@ -153,6 +174,11 @@ impl Fake {
 
     pub(crate) fn calls(&self, nr: Nr, cmd: u32) -> usize {
         self.state().calls.get(&(nr.0, cmd)).copied().unwrap_or(0)
+    }
+
+    /// Hypercalls of all kinds.
+    pub(crate) fn all_calls(&self) -> usize {
+        self.state().calls.values().sum()
     }
 
     /// Foreign pages that are mapped now.
@@ -378,7 +404,7 @@ impl Fake {
         }
         for index in 0..arg.nr_frames as usize {
             // SAFETY: the caller has room for so many.
-            unsafe { *arg.frame_list.0.add(index) = xen_sys::XenPfn(0xa00 + index) };
+            unsafe { *arg.frame_list.0.add(index) = XenPfn(0xa00 + index) };
         }
         arg.status = GNTST_okay;
     }
@@ -400,20 +426,22 @@ impl Fake {
         }
         let mut state = self.state();
         let page = state.foreign[&op.r#ref.0];
-        let before = state.mappings.insert(op.host_addr as usize, page);
+        let at = state.at(op.host_addr);
+        let before = state.mappings.insert(at, page);
         assert!(before.is_none(), "something is mapped there");
         op.handle = GrantHandle(state.next_handle);
         state.next_handle += 1;
-        state.handles.insert(op.handle.0, op.host_addr as usize);
+        state.handles.insert(op.handle.0, at);
     }
 
     fn unmap(&self, op: &mut GnttabUnmapGrantRef) {
         let mut state = self.state();
         if state.unmap_refused {
             op.status = GNTST_general_error;
-        } else if state.handles.get(&op.handle.0) == Some(&(op.host_addr as usize)) {
+        } else if state.handles.get(&op.handle.0) == Some(&state.at(op.host_addr)) {
+            let at = state.at(op.host_addr);
             state.handles.remove(&op.handle.0);
-            state.mappings.remove(&(op.host_addr as usize));
+            state.mappings.remove(&at);
             op.status = GNTST_okay;
         } else {
             op.status = GNTST_bad_handle;
@@ -455,6 +483,9 @@ impl Fake {
 
     fn update_va_mapping(&self, va: usize, entry: usize) -> Result<(), i32> {
         let mut state = self.state();
+        if state.is_translated {
+            return Err(errno::XEN_ENOSYS);
+        }
         if entry == 0 {
             return state.mappings.remove(&va).map(drop).ok_or(errno::XEN_EINVAL);
         }
@@ -462,6 +493,42 @@ impl Fake {
         let page = *state.table.get((entry >> 12) - 0xa00).ok_or(errno::XEN_EINVAL)?;
         assert!(state.mappings.insert(va, page).is_none(), "something is mapped there");
         Ok(())
+    }
+
+    /// # Safety
+    /// `arg` is the address of the command's argument.
+    unsafe fn memory_op(&self, cmd: u32, arg: usize) -> Result<isize, i32> {
+        let mut state = self.state();
+        assert!(state.is_translated, "a PV domain has no physmap");
+        // SAFETY: the caller's, for each command below.
+        unsafe {
+            match cmd {
+                XENMEM_add_to_physmap => {
+                    let arg = at::<XenAddToPhysmap>(arg);
+                    assert_eq!((arg.domid, arg.space), (DOMID_SELF, XENMAPSPACE_grant_table));
+                    let frame = *state.table.get(arg.idx).ok_or(errno::XEN_EINVAL)?;
+                    let page = *state.frames.get(&(arg.gpfn.0 as u64)).ok_or(errno::XEN_EINVAL)?;
+                    // A frame is in one place: it is moved.
+                    state.mappings.retain(|_, shown| *shown != frame);
+                    state.without_memory.insert(page);
+                    state.mappings.insert(page, frame);
+                    Ok(0)
+                }
+                XENMEM_remove_from_physmap => {
+                    let page = *state.frames.get(&(at::<XenRemoveFromPhysmap>(arg).gpfn.0 as u64)).unwrap();
+                    state.mappings.remove(&page).map(|_| 0).ok_or(errno::XEN_ENOENT)
+                }
+                XENMEM_populate_physmap => {
+                    let arg = at::<XenMemoryReservation>(arg);
+                    assert_eq!((arg.domid, arg.nr_extents, arg.extent_order), (DOMID_SELF, 1, 0));
+                    let page = *state.frames.get(&((*arg.extent_start.0).0 as u64)).unwrap();
+                    assert!(!state.mappings.contains_key(&page), "something is there");
+                    assert!(state.without_memory.remove(&page), "memory is there");
+                    Ok(1)
+                }
+                _ => Err(errno::XEN_ENOSYS),
+            }
+        }
     }
 
     /// Counts the call, and finds out whether it is to fail: after how many entries, and how.
@@ -505,6 +572,18 @@ unsafe impl Hypervisor for Fake {
             (_, Some((_, errno))) => Err(errno),
             // SAFETY: the caller's.
             (Nr::EVENT_CHANNEL_OP, None) => unsafe { self.event_channel_op(cmd, args[1]) },
+            // SAFETY: the caller's.
+            (Nr::MEMORY_OP, None) => match unsafe { self.memory_op(cmd, args[1]) } {
+                Ok(count) => return count,
+                Err(errno) => Err(errno),
+            },
+            (Nr::XEN_VERSION, None) if cmd == XENVER_get_features => {
+                // SAFETY: the caller's.
+                let arg = unsafe { at::<XenFeatureInfo>(args[1]) };
+                assert_eq!(arg.submap_idx, 0);
+                arg.submap = u32::from(self.state().is_translated) << XENFEAT_auto_translated_physmap;
+                Ok(())
+            }
             (Nr::UPDATE_VA_MAPPING, None) => self.update_va_mapping(args[0], args[1]),
             (Nr::SCHED_OP, None) => Ok(()),
             _ => Err(errno::XEN_ENOSYS),
@@ -521,7 +600,7 @@ unsafe impl Platform for Fake {
         let address = va.as_ptr().expose_provenance();
         let mut state = self.state();
         state.regions.insert(address, (region, pages));
-        if region == Region::Memory {
+        if region == Region::Memory || state.is_translated {
             for index in 0..pages {
                 // Not contiguous.
                 state.next_frame += 7;
@@ -545,6 +624,7 @@ unsafe impl Platform for Fake {
             }
         }
         assert!(!state.mappings.keys().any(|page| range.contains(page)), "freed while something is mapped there");
+        assert!(!state.without_memory.iter().any(|page| range.contains(page)), "freed without memory");
         // SAFETY: `alloc` got it with this layout.
         unsafe { dealloc(va.as_ptr(), layout(pages)) };
     }

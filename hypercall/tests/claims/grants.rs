@@ -136,6 +136,35 @@ fn a_table_grows_by_several_frames_at_once() {
 }
 
 #[test]
+fn a_table_that_has_all_its_frames_asks_the_hypervisor_for_nothing() {
+    let (fake, table) = table();
+    assert_eq!((table.frames(), table.max_frames()), (1, 4));
+    table.grow_to(3).unwrap();
+    assert_eq!((table.frames(), table.stats().grown, table.stats().free as usize), (3, 2, FIRST + 1024));
+    table.grow_to(u32::MAX).unwrap();
+    assert_eq!((table.frames(), table.stats().grown), (4, 3));
+    for fewer in [0, 2, 4] {
+        table.grow_to(fewer).unwrap();
+    }
+    let calls = fake.all_calls();
+    let all = reserve(&table, FIRST + 3 * 512).unwrap();
+    assert_eq!(reserve(&table, 1), Err(GrantError::TableFull { entries: 2048 }));
+    // SAFETY: reserved here, and not used any more.
+    unsafe { table.release(&all) };
+    assert_eq!(fake.all_calls(), calls);
+}
+
+#[test]
+fn a_table_that_cannot_have_all_its_frames_keeps_those_that_it_got() {
+    let (fake, table) = table();
+    fake.fail(Nr::UPDATE_VA_MAPPING, 0, 1, 12);
+    assert_eq!(table.grow_to(u32::MAX), Err(GrantError::Xen(GrantOpError::Xen(XenError::ENOMEM))));
+    assert_eq!((table.frames(), table.stats().free as usize), (2, FIRST + 512));
+    table.grow_to(u32::MAX).unwrap();
+    assert_eq!(table.frames(), 4);
+}
+
+#[test]
 fn reserve_takes_all_or_none() {
     let (_fake, table) = table();
     let before = table.stats();

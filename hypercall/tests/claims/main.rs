@@ -7,5 +7,10 @@ mod fake;
 mod grants;
 mod interrupts;
 mod loans;
+mod memory;
 mod quarantine;
+mod translated;
 mod windows;
+
+#[global_allocator]
+static ALLOCATOR: memory::Refusing = memory::Refusing;

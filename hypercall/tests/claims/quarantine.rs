@@ -1,9 +1,11 @@
 //! Pages that a peer doesn't give back.
 
 use hypercall::GrantRef;
-use hypercall::grant::{GrantTable, SharedPages};
+use hypercall::grant::{GrantError, GrantTable, Grants, SharedPages};
+use hypercall::mem::OutOfMemory;
 
 use crate::fake::{Fake, PEER};
+use crate::memory::without;
 
 fn table() -> (Fake, GrantTable<Fake>) {
     let fake = Fake::new();
@@ -97,4 +99,29 @@ fn the_end_of_the_table_leaks_what_is_mapped_and_frees_the_rest() {
     fake.peer_unmaps(late[0]);
     drop(table);
     assert_eq!((fake.pages(), fake.address_space()), (1, 0));
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "what is leaked for ever is a leak")]
+fn what_there_is_no_memory_to_remember_is_leaked_and_counted() {
+    let (fake, table) = table();
+    let free = table.stats().free;
+    let pages = SharedPages::new(&table, PEER, 77).unwrap();
+    assert!(pages.refs().iter().all(|gref| fake.peer_maps(*gref)));
+    without(77 * size_of::<GrantRef>(), || drop(pages));
+    let stats = table.stats();
+    assert_eq!((stats.leaked_refs, stats.leaked_pages, stats.given_up), (77, 77, 77));
+    assert_eq!((stats.quarantined_refs, stats.free, fake.pages()), (0, free - 77, 77));
+    assert!(fake.state().log[0].contains("77 grant(s) and 77 page(s) leaked"));
+}
+
+#[test]
+fn a_table_without_memory_does_not_grow_and_takes_nothing() {
+    let (_fake, table) = table();
+    let before = table.stats();
+    let mut refs = vec![GrantRef(0); 512];
+    let refused = without(2 * 512 * size_of::<GrantRef>(), || table.reserve(&mut refs));
+    assert_eq!(refused, Err(GrantError::OutOfMemory(OutOfMemory { pages: 1 })));
+    assert_eq!(table.stats(), before);
+    table.reserve(&mut refs).unwrap();
 }

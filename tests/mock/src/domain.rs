@@ -1,5 +1,6 @@
 //! The handle of a domain: what drivers see of the mock.
 
+use std::cell::Cell;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use hypercall::{DomId, Gfn, Hypervisor, Level, Nr, Platform, Port, Region};
 use xen_sys::xen::SharedInfo;
 
-use crate::alloc::Pause;
+use crate::alloc::{self, Pause};
 use crate::life::Start;
 use crate::shared::Shared;
 
@@ -19,6 +20,27 @@ pub struct Domain {
     id: DomId,
     start: Start,
     log_level: Level,
+}
+
+thread_local! {
+    /// How deep this thread is in what may not be interrupted.
+    static UNINTERRUPTED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Leaves what may not be interrupted, even by a panic.
+struct Inside;
+
+impl Inside {
+    fn new() -> Self {
+        UNINTERRUPTED.set(UNINTERRUPTED.get() + 1);
+        Self
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        UNINTERRUPTED.set(UNINTERRUPTED.get() - 1);
+    }
 }
 
 impl fmt::Debug for Domain {
@@ -48,6 +70,13 @@ impl Domain {
         Self { log_level: level, ..self }
     }
 
+    /// Takes note of slow work that is done while interrupts are held off.
+    fn slow(&self, what: &str) {
+        if UNINTERRUPTED.get() > 0 {
+            self.shared.lock().violation(format!("domain {} {what} while interrupts were held off", self.id.0));
+        }
+    }
+
     /// Returns the page that the hypervisor shares with the domain. A real kernel maps the frame that `start_info` names.
     pub fn shared_info(&self) -> NonNull<SharedInfo> {
         NonNull::from(self.shared.lock().shared_info(self.id))
@@ -68,6 +97,7 @@ unsafe impl Hypervisor for Domain {
 unsafe impl Platform for Domain {
     fn alloc(&self, region: Region, pages: usize) -> Option<NonNull<u8>> {
         let _pause = Pause::new();
+        self.slow("allocated pages");
         let mut state = self.shared.lock();
         match region {
             Region::Memory => state.alloc_pages(self.id, pages),
@@ -77,6 +107,7 @@ unsafe impl Platform for Domain {
 
     unsafe fn free(&self, region: Region, va: NonNull<u8>, pages: usize) {
         let _pause = Pause::new();
+        self.slow("freed pages");
         let mut state = self.shared.lock();
         match region {
             Region::Memory => state.free_pages(self.id, va, pages),
@@ -103,11 +134,27 @@ unsafe impl Platform for Domain {
 
     fn wait(&self, ports: &[Port], deadline_ns: u64) {
         let _pause = Pause::new();
+        self.slow("waited");
         self.shared.wait(self.id, deadline_ns, |state| state.has_event(self.id, ports));
+    }
+
+    /// Nothing interrupts here. What a kernel could not do meanwhile is a violation: to allocate, to free pages, to wait, to log.
+    fn uninterrupted<T>(&self, work: impl FnOnce() -> T) -> T {
+        let before = alloc::count();
+        let inside = Inside::new();
+        let value = work();
+        drop(inside);
+        if alloc::count() > before {
+            let _pause = Pause::new();
+            let what = format!("domain {} allocated while interrupts were held off", self.id.0);
+            self.shared.lock().violation(what);
+        }
+        value
     }
 
     fn log(&self, level: Level, line: fmt::Arguments<'_>) {
         let _pause = Pause::new();
+        self.slow("logged");
         if level <= self.log_level {
             eprintln!("[domain {}] {line}", self.id.0);
         }
