@@ -12,8 +12,8 @@ out=$(cd "$out" && pwd)
 cd "$here"
 
 target=x86_64-unknown-none
-cargo rustc --locked --quiet --release --package xenpv --target $target --crate-type staticlib
-cp "${CARGO_TARGET_DIR:-../target}/$target/release/libxenpv.a" "$out/libxenpv.a"
+cargo rustc --locked --quiet --profile kernel --package xenpv --target $target --crate-type staticlib
+cp "${CARGO_TARGET_DIR:-../target}/$target/kernel/libxenpv.a" "$out/libxenpv.a"
 
 # One object with nothing in it that is not called: every function of the header is a root, and no other name is seen by the kernel,
 # which has functions of the same names as the compiler's own (memcpy, log).

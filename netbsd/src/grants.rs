@@ -34,7 +34,8 @@ pub extern "C" fn xenpv_grant_init() -> c_int {
         return errno::XENPV_EBUSY;
     }
     // SAFETY: the glue calls this in place of the kernel's own code for the table.
-    match unsafe { GrantTable::new(KERNEL) } {
+    let made = unsafe { GrantTable::new(KERNEL) };
+    match made.and_then(|table| table.grow_to(u32::MAX).map(|()| table)) {
         Ok(table) => {
             // Release: the table is made before it is seen. There is one thread yet, so nobody was faster.
             TABLE.swap(Box::into_raw(Box::new(table)), AcqRel);
@@ -90,7 +91,7 @@ pub unsafe extern "C" fn xenpv_grant_revoke(gref: u32) -> c_int {
         }
         Err(StillMapped { .. }) => {
             // SAFETY: the caller had it and gives it up; the page is the caller's.
-            unsafe { table.quarantine(refs.to_vec(), None) };
+            unsafe { table.quarantine(&refs, None) };
             errno::XENPV_EBUSY
         }
     }
