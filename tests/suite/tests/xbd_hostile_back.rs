@@ -4,6 +4,7 @@
 mod common;
 
 use common::{Bed, DEPTH, Done, FrontOwner, Lots, RawBack, answer};
+use hypercall::Platform;
 use xbd::front::{IoError, QueueError, SubmitError};
 use xbd::protocol::Operation;
 use xen_sys::io::blkif::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, BlkifOp, BlkifResponse};
@@ -212,6 +213,71 @@ fn closing_does_not_wait_for_an_answered_request_whose_page_is_kept_and_the_page
     let leaks: Vec<_> = bed.machine.leaks().iter().map(ToString::to_string).collect();
     assert_eq!(leaks.len(), 1, "{leaks:?}");
     assert!(leaks[0].contains("pages, before"), "{leaks:?}");
+}
+
+/// A disk with two requests in flight, one of which the back end maps, when its back end says that it is closed.
+fn abandoned(seed: u64, patience_ns: u64) -> (Bed, FrontOwner, RawBack) {
+    let (bed, mut front, mut back) = connected(seed);
+    front.front.set_patience_ns(patience_ns);
+    front.submit(&bed, Operation::Read, 0, 1).unwrap();
+    front.submit(&bed, Operation::Read, 8, 1).unwrap();
+    let requests = back.requests();
+    assert!(back.map(&bed, 0, &requests[0]));
+    bed.back_says("state", State::Closed.number()).unwrap();
+    front.follow(&bed);
+    (bed, front, back)
+}
+
+#[test]
+fn back_end_that_is_gone_has_the_owners_patience_to_let_go_of_pages() {
+    let (bed, mut front, back) = abandoned(29, 1_000_000_000);
+    let number = front.next - 1;
+    assert_eq!(front.done, [Done { number, result: Err(IoError::Lost), whole: true }], "what nobody maps ends at once");
+    assert!(!front.closed && front.front.is_waiting());
+    front.step();
+    assert!(!front.closed, "it still maps the other");
+    drop(back);
+    front.step();
+    assert!(front.closed && !front.front.is_waiting());
+    front.check_each_once();
+    assert!(front.done.iter().all(|done| done.whole && done.result == Err(IoError::Lost)));
+    drop(front);
+    bed.check_quiet();
+}
+
+#[test]
+fn patience_with_a_back_end_that_is_gone_has_an_end() {
+    let (bed, mut front, back) = abandoned(31, 1_000_000_000);
+    let platform = &bed.front.platform;
+    let end = platform.now_ns() + 1_000_000_000;
+    while platform.now_ns() < end {
+        assert!(!front.closed);
+        platform.wait(&[], end);
+    }
+    front.step();
+    assert!(front.closed);
+    front.check_each_once();
+    assert_eq!(front.done.iter().filter(|done| !done.whole).count(), 1, "the page that it keeps is never ours again");
+    drop((front, back));
+    assert_eq!(bed.machine.violations(), [""; 0]);
+}
+
+#[test]
+fn owner_tells_by_fail_what_poll_has_found() {
+    let (bed, mut front, mut back) = connected(37);
+    front.submit(&bed, Operation::Read, 0, 1).unwrap();
+    back.show(1000);
+    bed.settle();
+    let error = front.front.queue().unwrap().poll(drop).unwrap_err();
+    front.front.fail(&error);
+    assert_eq!(bed.front_state().as_deref(), Some("5"));
+    let told = bed.read(&bed.front, &format!("error/{}/error", bed.device.front_path())).unwrap();
+    assert_eq!(told, error.to_string());
+    assert_eq!(front.submit(&bed, Operation::Read, 0, 1), None, "nothing new is taken");
+    ends(&bed, &mut front, back);
+    front.check_each_once();
+    drop(front);
+    bed.check_quiet();
 }
 
 #[test]

@@ -216,6 +216,25 @@ fn last_words_go_out_behind_what_the_driver_has_written_and_not_shown_of_itself(
 }
 
 #[test]
+fn console_goes_on_behind_what_a_debugger_has_written_and_read() {
+    let (bed, mut front, mut back) = Bed::new();
+    front.write(b"before ").unwrap();
+    back.write(b"typed").unwrap();
+    // The debugger knows nothing of the driver's object.
+    let debugger = &mut xenbus::ring::bytes::ByteRings::console_front(bed.page);
+    debugger.tx.write(b"debugger ").unwrap();
+    assert_eq!(debugger.rx.read(&mut [0; 3]).unwrap(), 3);
+    front.resync();
+    front.write(b"after").unwrap();
+    let mut got = [0; 64];
+    let count = back.read(&mut got).unwrap();
+    assert_eq!(&got[..count], b"before debugger after");
+    let count = front.read(&mut got).unwrap();
+    assert_eq!(&got[..count], b"ed");
+    bed.ends(front, back);
+}
+
+#[test]
 fn last_words_end_by_the_deadline_if_nobody_reads_them() {
     let (bed, front, back) = Bed::new();
     let start = bed.guest.platform.now_ns();
