@@ -412,8 +412,8 @@ xbd_connected(struct xbd_softc *sc)
 	dg->dg_ncylinders = dg->dg_secperunit / dg->dg_nsectors;
 
 	if (first) {
-		bufq_alloc(&sc->sc_dksc.sc_bufq, BUFQ_DISK_DEFAULT_STRAT,
-		    BUFQ_SORT_RAWBLOCK);
+		/* The back end has the order that suits its disk. */
+		bufq_alloc(&sc->sc_dksc.sc_bufq, "fcfs", 0);
 		dk_attach(&sc->sc_dksc);
 		disk_attach(dk);
 		sc->sc_attached = true;
