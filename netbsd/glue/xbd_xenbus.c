@@ -217,6 +217,15 @@ xbd_attach(device_t parent, device_t self, void *aux)
 		aprint_error_dev(self, "no power handler\n");
 }
 
+/* The disk is taken away from under its users. */
+static void
+xbd_lost(struct xbd_softc *sc)
+{
+
+	device_printf(sc->sc_dksc.sc_dev,
+	    "the back end is gone; transfers fail from now on\n");
+}
+
 /*
  * Called by xenbus, with DETACH_FORCE, when the back end is closed or gone;
  * else on somebody's wish. Then the front end begins to close, the back end
@@ -228,16 +237,21 @@ xbd_detach(device_t self, int flags)
 	struct xbd_softc *sc = device_private(self);
 	struct disk *dk = &sc->sc_dksc.sc_dkdev;
 	int bmaj, cmaj, i, mn, error;
+	bool lost;
 
 	error = disk_begindetach(dk, xbd_lastclose, self, flags);
 	if (error != 0)
 		return error;
 
 	mutex_enter(&sc->sc_lock);
+	lost = sc->sc_state == XBD_RUNNING && (flags & DETACH_FORCE) != 0 &&
+	    dk->dk_openmask != 0;
 	if (sc->sc_state != XBD_GONE) {
 		sc->sc_state = XBD_CLOSING;
 		sc->sc_close = true;
 		mutex_exit(&sc->sc_lock);
+		if (lost)
+			xbd_lost(sc);
 		xenpv_device_kick(&sc->sc_xd);
 		if ((flags & DETACH_FORCE) == 0)
 			return EALREADY;
@@ -304,8 +318,7 @@ xbd_gone(struct xbd_softc *sc)
 	cv_broadcast(&sc->sc_cv);
 	mutex_exit(&sc->sc_lock);
 	if (unexpected)
-		device_printf(sc->sc_dksc.sc_dev,
-		    "the back end is gone; transfers fail\n");
+		xbd_lost(sc);
 	/* Those that wait in the queue are let fail. */
 	if (sc->sc_attached)
 		dk_start(&sc->sc_dksc, NULL);
