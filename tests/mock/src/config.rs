@@ -23,6 +23,8 @@ pub struct Config {
     pub backing: Backing,
     /// Frames of the machine. They cost nothing until they are used.
     pub frames: u32,
+    /// Whether all domains are auto-translated, as PVH guests are; else those that say so themselves.
+    pub auto_translated: bool,
     /// What asking for the time costs in virtual time, so that no loop that only watches the clock is endless.
     pub tick_ns: u64,
 }
@@ -32,7 +34,7 @@ impl Config {
     pub const fn deterministic(seed: u64) -> Self {
         let backing = if cfg!(miri) { Backing::Plain } else { Backing::Mapped };
         let frames = if cfg!(miri) { 1 << 12 } else { 1 << 16 };
-        Self { seed, mode: Mode::Deterministic, backing, frames, tick_ns: 100 }
+        Self { seed, mode: Mode::Deterministic, backing, frames, auto_translated: false, tick_ns: 100 }
     }
 
     /// A threaded machine.
@@ -44,6 +46,12 @@ impl Config {
     #[must_use]
     pub const fn plain(self) -> Self {
         Self { backing: Backing::Plain, ..self }
+    }
+
+    /// The same machine, whose domains are auto-translated.
+    #[must_use]
+    pub const fn auto_translated(self) -> Self {
+        Self { auto_translated: true, ..self }
     }
 }
 
@@ -62,12 +70,23 @@ pub struct DomainConfig {
     pub maptrack_frames: usize,
     /// Virtual processors. One of them runs.
     pub vcpus: u32,
+    /// Whether the hypervisor translates its frame numbers, as for a PVH guest. The mock has no page tables either way; such a
+    /// domain has frame numbers of its own, of unbacked pages too, and maps by them.
+    pub auto_translated: bool,
 }
 
 impl Default for DomainConfig {
     /// As `xl` makes a domain that says nothing else.
     fn default() -> Self {
         let pages = if cfg!(miri) { 1 << 9 } else { 1 << 14 };
-        Self { pages, unbacked: pages, max_port: 1023, grant_frames: 64, maptrack_frames: 1024, vcpus: 1 }
+        Self {
+            pages,
+            unbacked: pages,
+            max_port: 1023,
+            grant_frames: 64,
+            maptrack_frames: 1024,
+            vcpus: 1,
+            auto_translated: false,
+        }
     }
 }

@@ -117,11 +117,10 @@ unsafe impl Platform for Domain {
 
     fn gfn_of(&self, va: NonNull<u8>) -> Gfn {
         let state = self.shared.lock();
-        let frame = state.space(self.id).frame_at(va.addr().get());
+        let gfn = state.space(self.id).gfn_at(va.addr().get());
         // Out of reach of the lock, which a panic here must not take along.
         drop(state);
-        let frame = frame.unwrap_or_else(|| panic!("{va:p} is no page of domain {}", self.id.0));
-        Gfn(frame.0)
+        gfn.unwrap_or_else(|| panic!("{va:p} is no page of domain {}", self.id.0))
     }
 
     fn mapped(&self, va: NonNull<u8>) -> NonNull<u8> {

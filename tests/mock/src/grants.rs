@@ -8,14 +8,15 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::SeqCst;
 
 use hypercall::mem::{PAGE_SIZE, Shared};
-use hypercall::{DomId, Mfn};
+use hypercall::{DomId, Gfn, Mfn};
 use xen_sys::GrantHandle;
 use xen_sys::errno::*;
 use xen_sys::grant_table::*;
 use xen_sys::xen::DOMID_SELF;
 
+use crate::physmap::INVALID_GFN;
 use crate::space::Pte;
-use crate::state::State;
+use crate::state::{Dom, State};
 
 /// Entries in a frame of the table.
 const ENTRIES: usize = PAGE_SIZE / size_of::<GrantEntryV1>();
@@ -82,6 +83,10 @@ impl Grants {
         }
     }
 
+    pub(crate) const fn max_frames(&self) -> usize {
+        self.max_frames
+    }
+
     fn entries(&self) -> usize {
         self.frames.len() * ENTRIES
     }
@@ -114,23 +119,24 @@ impl State {
     }
 
     /// Writes an entry on the owner's behalf, as the toolstack does for the console's and the store's ring.
-    pub(crate) fn write_entry(&mut self, dom: DomId, gref: u32, user: DomId, mfn: Mfn) {
+    pub(crate) fn write_entry(&mut self, dom: DomId, gref: u32, user: DomId, gfn: Gfn) {
         let entry = self.entry(dom, gref);
-        entry.frame.store(mfn.0 as u32, SeqCst);
+        entry.frame.store(gfn.0 as u32, SeqCst);
         entry.domid.store(user.0, SeqCst);
         entry.flags.store(GTF_permit_access, SeqCst);
     }
 
     /// Returns the references by which a domain grants access to a frame at the moment.
     pub(crate) fn grants_of(&self, dom: DomId) -> BTreeMap<Mfn, u32> {
-        let frames = self.domains.get(&dom).map(|dom| dom.grants.frames.as_slice()).unwrap_or_default();
-        let entries = frames.iter().flat_map(|mfn| {
+        let Some(Dom { grants, space, .. }) = self.domains.get(&dom) else { return BTreeMap::new() };
+        let entries = grants.frames.iter().flat_map(|mfn| {
             // SAFETY: a frame of the table, which lives as long as the machine; entries are nothing but atomics.
             unsafe { self.frames.ptr(*mfn).cast::<[GrantEntryV1; ENTRIES]>().as_ref() }
         });
         let granted =
             (0..).zip(entries).filter(|(_, entry)| entry.flags.load(SeqCst) & GTF_type_mask == GTF_permit_access);
-        granted.map(|(gref, entry)| (Mfn(u64::from(entry.frame.load(SeqCst))), gref)).collect()
+        let frame = |entry: &GrantEntryV1| space.frame_of(Gfn(u64::from(entry.frame.load(SeqCst))));
+        granted.filter_map(|(gref, entry)| Some((frame(entry)?, gref))).collect()
     }
 
     /// Says in the entry that the grant is used, if it may be used so.
@@ -186,11 +192,13 @@ impl State {
         let mut active = match active {
             Some(active) => active,
             None => {
-                let mfn = Mfn(u64::from(self.entry(owner, gref).frame.load(SeqCst)));
-                if self.frames.owner(mfn) != Some(owner) || self.dom(owner).is_dead() {
+                let gfn = Gfn(u64::from(self.entry(owner, gref).frame.load(SeqCst)));
+                let mfn = self.dom(owner).space.frame_of(gfn);
+                let own = mfn.filter(|mfn| self.frames.owner(*mfn) == Some(owner));
+                let Some(mfn) = own.filter(|_| !self.dom(owner).is_dead()) else {
                     self.reduce_status(wanted);
                     return Err(GNTST_bad_page);
-                }
+                };
                 Active { user, mfn, pins: [0; 4] }
             }
         };
@@ -247,20 +255,36 @@ impl State {
         }
         let wanted = Wanted { owner: op.dom, gref: op.r#ref.0, user: caller, readonly };
         let mfn = self.pin(wanted, &kinds)?;
-        let addr = op.host_addr as usize;
-        // A page-table entry named by its machine address needs page tables, which the mock's domains don't have.
-        let mappable = op.flags & GNTMAP_contains_pte == 0 && self.dom(caller).space.covers(addr);
-        if op.flags & GNTMAP_host_map != 0 && !mappable || self.dom(op.dom).is_dead() {
-            self.unpin(wanted, &kinds);
-            return Err(GNTST_general_error);
-        }
-        if op.flags & GNTMAP_host_map != 0 {
+        let at = if op.flags & GNTMAP_host_map == 0 { Ok(None) } else { self.mappable(caller, op).map(Some) };
+        let at = at.and_then(|at| if self.dom(op.dom).is_dead() { Err(GNTST_general_error) } else { Ok(at) });
+        let at = at.inspect_err(|_| self.unpin(wanted, &kinds))?;
+        if let Some(addr) = at {
             self.map_page(caller, addr, Pte { mfn, writable: !readonly });
         }
         let grants = &mut self.dom(caller).grants;
         let handle = grants.free_handles.pop().unwrap_or(grants.mappings.len() as u32);
         grants.mappings.insert(handle, Mapping { dom: op.dom, gref: op.r#ref.0, flags: op.flags });
         Ok((handle, mfn))
+    }
+
+    /// Returns the address at which a grant is to be mapped.
+    fn mappable(&mut self, caller: DomId, op: &GnttabMapGrantRef) -> Result<usize, i16> {
+        let space = &self.dom(caller).space;
+        let is_translated = space.is_translated();
+        // A page-table entry named by its machine address needs page tables, which the mock's domains don't have. Xen has none
+        // of an auto-translated domain, and takes no other flags there than these.
+        let bad = if is_translated {
+            op.flags & !(GNTMAP_host_map | GNTMAP_readonly)
+        } else {
+            op.flags & GNTMAP_contains_pte
+        };
+        let addr = space.host_addr(op.host_addr).filter(|_| bad == 0).ok_or(GNTST_general_error)?;
+        if is_translated && space.frame_at(addr).is_some() {
+            let what = format!("domain {} mapped a grant over memory, which is lost: {:#x}", caller.0, op.host_addr);
+            self.violation(what);
+            return Err(GNTST_general_error);
+        }
+        Ok(addr)
     }
 
     /// Unmaps one grant. The result is in `op`.
@@ -283,8 +307,9 @@ impl State {
         }
         let mut done = 0;
         if op.host_addr != 0 && flags & GNTMAP_host_map != 0 {
-            let addr = op.host_addr as usize;
-            if self.dom(caller).space.pte(addr) != Some(Pte { mfn, writable: !readonly }) {
+            let space = &self.dom(caller).space;
+            let addr = space.host_addr(op.host_addr).ok_or(GNTST_general_error)?;
+            if space.pte(addr) != Some(Pte { mfn, writable: !readonly }) {
                 return Err(GNTST_general_error);
             }
             self.dom(caller).space.unmap(addr);
@@ -380,8 +405,9 @@ impl State {
             return Ok((self.pin(wanted, &kinds(GNTMAP_host_map, readonly))?, Some(wanted)));
         }
         // SAFETY: as above.
-        let mfn = Mfn(unsafe { side.u.gmfn }.0 as u64);
-        if self.frames.owner(mfn) == Some(owner) { Ok((mfn, None)) } else { Err(GNTST_bad_page) }
+        let gfn = Gfn(unsafe { side.u.gmfn }.0 as u64);
+        let mfn = self.dom(owner).space.frame_of(gfn).filter(|mfn| self.frames.owner(*mfn) == Some(owner));
+        mfn.map(|mfn| (mfn, None)).ok_or(GNTST_bad_page)
     }
 
     fn unclaim(&mut self, claimed: (Mfn, Option<Wanted>)) {
@@ -405,8 +431,8 @@ impl State {
         Ok(())
     }
 
-    /// Answers `setup_table`: the frames of the table, after it was enlarged if it had to be.
-    pub(crate) fn setup_table(&mut self, caller: DomId, op: &GnttabSetupTable) -> Result<Vec<Mfn>, i16> {
+    /// Answers `setup_table`: the frames of the table, as the domain knows them, after it was enlarged if it had to be.
+    pub(crate) fn setup_table(&mut self, caller: DomId, op: &GnttabSetupTable) -> Result<Vec<Gfn>, i16> {
         let dom = self.resolve(caller, op.dom).ok_or(GNTST_bad_domain)?;
         self.target(caller, dom).map_err(|_| GNTST_permission_denied)?;
         let wanted = op.nr_frames as usize;
@@ -414,7 +440,10 @@ impl State {
             return Err(GNTST_general_error);
         }
         self.grow_grants(dom, wanted);
-        Ok(self.dom(dom).grants.frames[..wanted].to_vec())
+        let Dom { grants, space, .. } = self.dom(dom);
+        let number =
+            |mfn: &Mfn| if space.is_translated() { space.gfn_of(*mfn).unwrap_or(INVALID_GFN) } else { Gfn(mfn.0) };
+        Ok(grants.frames[..wanted].iter().map(number).collect())
     }
 
     pub(crate) fn query_size(&mut self, caller: DomId, op: &mut GnttabQuerySize) {

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use hypercall::mem::PAGE_SIZE;
-use hypercall::{DomId, Mfn, Nr, Port};
+use hypercall::{DomId, Gfn, Mfn, Nr, Port};
 use xen_sys::XenPfn;
 use xen_sys::arch_x86::xen_x86_64::{HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START};
 use xen_sys::errno::*;
@@ -35,6 +35,13 @@ const FEATURES: u32 = 1 << XENFEAT_mmu_pt_update_preserve_ad
     | 1 << XENFEAT_highmem_assist
     | 1 << XENFEAT_gnttab_map_avail_bits
     | 1 << XENFEAT_memory_op_vnode_supported;
+/// What it offers to every auto-translated domain.
+const TRANSLATED_FEATURES: u32 = 1 << XENFEAT_writable_page_tables
+    | 1 << XENFEAT_auto_translated_physmap
+    | 1 << XENFEAT_hvm_callback_vector
+    | 1 << XENFEAT_hvm_safe_pvclock
+    | 1 << XENFEAT_memory_op_vnode_supported
+    | 1 << XENFEAT_not_direct_mapped;
 /// Numbers that a physical interrupt may have.
 const PIRQS: u32 = 256;
 /// Ports that one `SCHEDOP_poll` may name.
@@ -177,8 +184,10 @@ impl State {
                 Nr::SCHED_OP => self.sched_op(caller, args[0] as u32, args[1]),
                 Nr::VCPU_OP => self.vcpu_op(caller, args[0] as u32, args[1] as u32, args[2]),
                 Nr::CONSOLE_IO => self.console_io(caller, args[0] as u32, args[1], args[2]),
-                Nr::XEN_VERSION => xen_version(caller, args[0] as u32, args[1]),
+                Nr::XEN_VERSION => self.xen_version(caller, args[0] as u32, args[1]),
                 Nr::SET_TIMER_OP => self.set_timer(caller, args[0] as u64),
+                // The page tables of an auto-translated domain are its own.
+                Nr::UPDATE_VA_MAPPING | Nr::MMU_UPDATE if self.dom(caller).space.is_translated() => Err(XEN_ENOSYS),
                 Nr::UPDATE_VA_MAPPING => self.update_va_mapping(caller, args[0], args[1] as u64),
                 Nr::MMU_UPDATE => self.mmu_update(caller, &args),
                 Nr::MULTICALL => self.multicall(caller, args[0], args[1] as u32),
@@ -254,10 +263,10 @@ impl State {
             Err(status) => status,
             Ok(frames) => {
                 let mut status = GNTST_okay;
-                for (index, mfn) in frames.iter().enumerate() {
+                for (index, gfn) in frames.iter().enumerate() {
                     let addr = op.frame_list.0.expose_provenance() + index * size_of::<XenPfn>();
                     // SAFETY: the caller's: the list has room for as many frames as it asks for.
-                    if unsafe { copy_out(addr, XenPfn(mfn.0 as usize)) }.is_err() {
+                    if unsafe { copy_out(addr, XenPfn(gfn.0 as usize)) }.is_err() {
                         status = GNTST_bad_virt_addr;
                     }
                 }
@@ -281,8 +290,35 @@ impl State {
                 let pages = if cmd == XENMEM_current_reservation { space.own_pages() } else { space.max_pages() };
                 Ok(pages as isize)
             }
+            // SAFETY: the caller's, for each of them.
+            XENMEM_add_to_physmap => self.add_to_physmap(caller, &unsafe { copy_in(arg)? }).map(|()| 0),
+            // SAFETY: as above.
+            XENMEM_remove_from_physmap => self.remove_from_physmap(caller, &unsafe { copy_in(arg)? }).map(|()| 0),
+            // SAFETY: as above.
+            XENMEM_populate_physmap => unsafe { self.populate_physmap(caller, arg) },
             _ => Err(XEN_ENOSYS),
         }
+    }
+
+    /// Puts memory behind frame numbers of an auto-translated domain, page by page. Returns for how many there was some.
+    unsafe fn populate_physmap(&mut self, caller: DomId, arg: usize) -> Outcome {
+        // SAFETY: the caller's.
+        let op: XenMemoryReservation = unsafe { copy_in(arg)? };
+        let dom = self.resolve(caller, op.domid).ok_or(XEN_ESRCH)?;
+        self.target(caller, dom)?;
+        if op.extent_order != 0 || !self.dom(dom).space.is_translated() {
+            return Err(XEN_ENOSYS);
+        }
+        let mut done = 0;
+        for index in 0..op.nr_extents {
+            // SAFETY: the caller's: a list of so many frame numbers.
+            let gfn: XenPfn = unsafe { copy_in(op.extent_start.0.expose_provenance() + index * size_of::<XenPfn>())? };
+            if self.populate(dom, Gfn(gfn.0 as u64)).is_none() {
+                break;
+            }
+            done += 1;
+        }
+        Ok(done)
     }
 
     unsafe fn sched_op(&mut self, caller: DomId, cmd: u32, arg: usize) -> Outcome {
@@ -426,36 +462,38 @@ impl State {
         self.dom(caller).in_multicall = false;
         outcome
     }
-}
 
-unsafe fn xen_version(caller: DomId, cmd: u32, arg: usize) -> Outcome {
-    /// Returns a text with zeros behind it.
-    fn text<const N: usize>(text: &str) -> [u8; N] {
-        let mut field = [0; N];
-        field[..text.len()].copy_from_slice(text.as_bytes());
-        field
-    }
-    // SAFETY: the caller's: the argument is the structure of the command.
-    unsafe {
-        match cmd {
-            XENVER_version => return Ok(VERSION),
-            XENVER_pagesize => return Ok(PAGE_SIZE as isize),
-            XENVER_extraversion => copy_out::<XenExtraversion>(arg, text(".0-mock"))?,
-            XENVER_capabilities => copy_out::<XenCapabilitiesInfo>(arg, text("xen-3.0-x86_64 "))?,
-            XENVER_changeset => copy_out::<XenChangesetInfo>(arg, text("mock"))?,
-            XENVER_platform_parameters => {
-                copy_out(arg, XenPlatformParameters { virt_start: HYPERVISOR_VIRT_START })?;
-            }
-            XENVER_get_features => {
-                let asked: XenFeatureInfo = copy_in(arg)?;
-                if asked.submap_idx != 0 {
-                    return Err(XEN_EINVAL);
-                }
-                let dom0 = if caller == DomId(0) { 1 << XENFEAT_dom0 } else { 0 };
-                copy_out(arg, XenFeatureInfo { submap_idx: 0, submap: FEATURES | dom0 })?;
-            }
-            _ => return Err(XEN_ENOSYS),
+    unsafe fn xen_version(&mut self, caller: DomId, cmd: u32, arg: usize) -> Outcome {
+        /// Returns a text with zeros behind it.
+        fn text<const N: usize>(text: &str) -> [u8; N] {
+            let mut field = [0; N];
+            field[..text.len()].copy_from_slice(text.as_bytes());
+            field
         }
+        // SAFETY: the caller's: the argument is the structure of the command.
+        unsafe {
+            match cmd {
+                XENVER_version => return Ok(VERSION),
+                XENVER_pagesize => return Ok(PAGE_SIZE as isize),
+                XENVER_extraversion => copy_out::<XenExtraversion>(arg, text(".0-mock"))?,
+                XENVER_capabilities => copy_out::<XenCapabilitiesInfo>(arg, text("xen-3.0-x86_64 "))?,
+                XENVER_changeset => copy_out::<XenChangesetInfo>(arg, text("mock"))?,
+                XENVER_platform_parameters => {
+                    copy_out(arg, XenPlatformParameters { virt_start: HYPERVISOR_VIRT_START })?;
+                }
+                XENVER_get_features => {
+                    let asked: XenFeatureInfo = copy_in(arg)?;
+                    if asked.submap_idx != 0 {
+                        return Err(XEN_EINVAL);
+                    }
+                    let dom0 = if caller == DomId(0) { 1 << XENFEAT_dom0 } else { 0 };
+                    let is_translated = self.dom(caller).space.is_translated();
+                    let features = if is_translated { TRANSLATED_FEATURES } else { FEATURES };
+                    copy_out(arg, XenFeatureInfo { submap_idx: 0, submap: features | dom0 })?;
+                }
+                _ => return Err(XEN_ENOSYS),
+            }
+        }
+        Ok(0)
     }
-    Ok(0)
 }

@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Condvar};
 
-use hypercall::{DomId, Mfn, Port};
+use hypercall::{DomId, Gfn, Port};
 use xen_sys::event_channel::{EvtchnAllocUnbound, EvtchnBindInterdomain};
 use xen_sys::grant_table::{GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE};
 use xen_sys::xen::VIRQ_DOM_EXC;
@@ -23,14 +23,14 @@ pub struct Start {
     pub store: NonNull<u8>,
     /// The store's port.
     pub store_port: Port,
-    /// Frame of the store ring.
-    pub store_mfn: Mfn,
+    /// Frame of the store ring, as the domain knows it.
+    pub store_gfn: Gfn,
     /// Page of the first console's ring; domain 0 has none.
     pub console: Option<NonNull<u8>>,
     /// The console's port, offered to domain 0; 0 where there is no console.
     pub console_port: Port,
-    /// Frame of the console's ring; 0 where there is no console.
-    pub console_mfn: Mfn,
+    /// Frame of the console's ring, as the domain knows it; 0 where there is no console.
+    pub console_gfn: Gfn,
 }
 
 // SAFETY: the pointers are to pages of the domain, which are tied to no thread.
@@ -44,8 +44,9 @@ impl State {
         let id = DomId(self.next_domain);
         self.next_domain += 1;
         let shared_info = self.frames.take_own(&mut self.rng, id);
+        let is_translated = self.auto_translated || config.auto_translated;
         let dom = Dom {
-            space: Space::new(id, self.frames.backing(), config.pages, config.unbacked),
+            space: Space::new(id, self.frames.backing(), config.pages, config.unbacked, is_translated),
             channels: Channels::new(config.max_port),
             grants: Grants::new(config.grant_frames, config.maptrack_frames),
             life: Life::Running,
@@ -65,12 +66,12 @@ impl State {
             vcpu.evtchn_upcall_mask.store(1, SeqCst);
         }
         self.grow_grants(id, 1);
-        let (store, store_mfn, store_port) = self.first_ring(id, GNTTAB_RESERVED_XENSTORE);
+        let (store, store_gfn, store_port) = self.first_ring(id, GNTTAB_RESERVED_XENSTORE);
         let mut start =
-            Start { store, store_port, store_mfn, console: None, console_port: Port(0), console_mfn: Mfn(0) };
+            Start { store, store_port, store_gfn, console: None, console_port: Port(0), console_gfn: Gfn(0) };
         if id != DomId(0) {
-            let (console, mfn, port) = self.first_ring(id, GNTTAB_RESERVED_CONSOLE);
-            (start.console, start.console_mfn, start.console_port) = (Some(console), mfn, port);
+            let (console, gfn, port) = self.first_ring(id, GNTTAB_RESERVED_CONSOLE);
+            (start.console, start.console_gfn, start.console_port) = (Some(console), gfn, port);
         }
         self.dom(id).start = Some(start);
         self.open_store(id, &start);
@@ -78,13 +79,13 @@ impl State {
     }
 
     /// Makes the page and the port of a ring that a domain starts with; domain 0 is to serve it.
-    fn first_ring(&mut self, dom: DomId, gref: u32) -> (NonNull<u8>, Mfn, Port) {
+    fn first_ring(&mut self, dom: DomId, gref: u32) -> (NonNull<u8>, Gfn, Port) {
         let page = self.alloc_pages(dom, 1).expect("a domain has at least two pages");
-        let mfn = self.dom(dom).space.frame_at(page.addr().get()).expect("just allocated");
-        self.write_entry(dom, gref, DomId(0), mfn);
+        let gfn = self.dom(dom).space.gfn_at(page.addr().get()).expect("just allocated");
+        self.write_entry(dom, gref, DomId(0), gfn);
         let mut offer = EvtchnAllocUnbound { dom, remote_dom: DomId(0), port: Port(0) };
         self.alloc_unbound(DomId(0), &mut offer).expect("a new domain has ports");
-        (page, mfn, offer.port)
+        (page, gfn, offer.port)
     }
 
     /// Connects a domain to xenstored.
@@ -94,7 +95,8 @@ impl State {
         // The event that binding raises is for whoever binds; xenstored looks at the ring anyway.
         self.clear_pending(DomId(0), bind.local_port);
         self.serve_store(bind.local_port, dom);
-        self.store.open(dom, bind.local_port, start);
+        let ring = self.dom(dom).space.frame_of(start.store_gfn).expect("made just before");
+        self.store.open(dom, bind.local_port, ring, start);
     }
 
     /// Ends a domain: its ports are closed, its mappings released, its grants can't be mapped any more, and xenstored tells.

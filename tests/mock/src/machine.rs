@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use hypercall::{DomId, GrantRef, Mfn, Port};
+use hypercall::{DomId, Gfn, GrantRef, Port};
 use xen_sys::grant_table::GNTTAB_RESERVED_CONSOLE;
 
 use crate::config::{Config, DomainConfig, Mode};
@@ -156,7 +156,7 @@ impl Machine {
         Console {
             domain: id,
             gref: GrantRef(GNTTAB_RESERVED_CONSOLE),
-            mfn: start.console_mfn,
+            gfn: start.console_gfn,
             port: start.console_port,
         }
     }
@@ -231,8 +231,8 @@ pub struct Console {
     pub domain: DomId,
     /// The grant of the ring's page.
     pub gref: GrantRef,
-    /// The ring's frame.
-    pub mfn: Mfn,
+    /// The ring's frame, as the domain knows it.
+    pub gfn: Gfn,
     /// The port that the domain offers.
     pub port: Port,
 }

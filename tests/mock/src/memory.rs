@@ -23,7 +23,7 @@ pub enum Backing {
 }
 
 /// Machine frames begin here, so that no frame number is a page number of a domain.
-const FIRST_MFN: u64 = 0x10_0000;
+pub(crate) const FIRST_MFN: u64 = 0x10_0000;
 
 /// All frames of the machine.
 pub(crate) struct Frames {

@@ -22,7 +22,8 @@ impl State {
         if self.faults.alloc(dom) {
             return None;
         }
-        self.domains.get_mut(&dom).filter(|dom| !dom.is_dead())?.space.alloc_unbacked(pages)
+        let Self { rng, domains, .. } = self;
+        domains.get_mut(&dom).filter(|dom| !dom.is_dead())?.space.alloc_unbacked(rng, pages)
     }
 
     /// Frees own pages, and takes note if another domain can still reach one of them.
@@ -48,12 +49,17 @@ impl State {
             }
         }
         for mfn in self.dom(dom).space.free(start, pages, !reachable) {
-            if mapped.contains_key(&mfn) {
-                self.frames.disown(mfn);
-                self.dom(dom).limbo.push(mfn);
-            } else {
-                self.frames.give(mfn);
-            }
+            self.lose(dom, mfn);
+        }
+    }
+
+    /// Gives a frame back that a domain has no more; later, if another domain can still reach it.
+    pub(crate) fn lose(&mut self, dom: DomId, mfn: Mfn) {
+        if self.dom(dom).grants.active.values().any(|active| active.mfn == mfn) {
+            self.frames.disown(mfn);
+            self.dom(dom).limbo.push(mfn);
+        } else {
+            self.frames.give(mfn);
         }
     }
 
@@ -80,7 +86,9 @@ impl State {
         if !self.domains.contains_key(&dom) || self.dom(dom).is_dead() {
             return;
         }
-        if let Some(addr) = self.dom(dom).space.mapped_within(start.addr().get(), pages).first() {
+        let mut addrs = (0..pages).map(|index| start.addr().get() + index * PAGE_SIZE);
+        let space = &self.dom(dom).space;
+        if let Some(addr) = addrs.find(|addr| space.pte(*addr).is_some()) {
             let what = format!("domain {} freed address space with a page mapped at {addr:#x}", dom.0);
             self.violation(what);
         }

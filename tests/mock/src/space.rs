@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
 use hypercall::mem::PAGE_SIZE;
-use hypercall::{DomId, Mfn};
+use hypercall::{DomId, Gfn, Mfn};
 use rand::rngs::SmallRng;
 
 use crate::memory::{Backing, Frames, free_heap_block, heap_block};
+use crate::physmap::Physmap;
 
 /// What was mapped at an address by the hypervisor: a page-table entry, as far as the mock has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,12 +21,16 @@ pub(crate) struct Pte {
 pub(crate) struct Space {
     owner: DomId,
     kind: Kind,
+    /// The frame numbers of an auto-translated domain. Any other knows the machine's.
+    physmap: Option<Physmap>,
     /// Frames of own pages, by address.
     own: BTreeMap<usize, Mfn>,
     /// Entries that the hypervisor made, by address.
     ptes: BTreeMap<usize, Pte>,
     /// Own pages that there may be.
     max_pages: usize,
+    /// Own pages that are allocated. In an auto-translated domain something else may stand in the place of one.
+    allocated: usize,
     /// Unbacked pages in use.
     unbacked: usize,
 }
@@ -42,7 +47,7 @@ unsafe impl Send for Space {}
 
 impl Space {
     /// Makes the space of `owner`, for `memory` own pages and `unbacked` pages of room.
-    pub(crate) fn new(owner: DomId, backing: Backing, memory: usize, unbacked: usize) -> Self {
+    pub(crate) fn new(owner: DomId, backing: Backing, memory: usize, unbacked: usize, is_translated: bool) -> Self {
         let kind = match backing {
             Backing::Mapped => Kind::Range {
                 base: reserve(memory + unbacked),
@@ -52,12 +57,67 @@ impl Space {
             },
             Backing::Plain => Kind::Heap { blocks: BTreeMap::new(), seen: BTreeMap::new(), max_unbacked: unbacked },
         };
-        Self { owner, kind, own: BTreeMap::new(), ptes: BTreeMap::new(), max_pages: memory, unbacked: 0 }
+        Self {
+            owner,
+            kind,
+            physmap: is_translated.then(Physmap::default),
+            own: BTreeMap::new(),
+            ptes: BTreeMap::new(),
+            max_pages: memory,
+            allocated: 0,
+            unbacked: 0,
+        }
+    }
+
+    /// Tells whether the domain has frame numbers of its own.
+    pub(crate) fn is_translated(&self) -> bool {
+        self.physmap.is_some()
+    }
+
+    /// Returns the number by which the domain knows the frame of the page at `addr`, anywhere in the page.
+    pub(crate) fn gfn_at(&self, addr: usize) -> Option<Gfn> {
+        match &self.physmap {
+            Some(physmap) => physmap.gfn(page(addr)),
+            None => self.frame_at(addr).map(|mfn| Gfn(mfn.0)),
+        }
+    }
+
+    /// Returns the frame of the machine that the domain means by a number. Whose it is has still to be seen.
+    pub(crate) fn frame_of(&self, gfn: Gfn) -> Option<Mfn> {
+        match &self.physmap {
+            Some(physmap) => self.frame_at(physmap.addr(gfn)?),
+            None => Some(Mfn(gfn.0)),
+        }
+    }
+
+    /// Returns the number of the frame that the hypervisor has put into an auto-translated domain's space, if it is there.
+    pub(crate) fn gfn_of(&self, mfn: Mfn) -> Option<Gfn> {
+        let (addr, _) = self.ptes.iter().find(|(_, pte)| pte.mfn == mfn)?;
+        self.physmap.as_ref()?.gfn(*addr)
+    }
+
+    /// Returns the address of the page that the domain knows by a frame number of its own.
+    pub(crate) fn addr_of(&self, gfn: Gfn) -> Option<usize> {
+        self.physmap.as_ref()?.addr(gfn)
+    }
+
+    /// Returns the address that the domain means by the address of a mapping, if a page can be mapped there: by machine address
+    /// where it has page tables, else by guest-physical address.
+    pub(crate) fn host_addr(&self, addr: u64) -> Option<usize> {
+        match &self.physmap {
+            Some(_) => self.addr_of(Gfn(addr / PAGE_SIZE as u64)),
+            None => Some(addr as usize).filter(|addr| self.covers(*addr)),
+        }
     }
 
     /// Returns how many own pages there are.
     pub(crate) fn own_pages(&self) -> usize {
         self.own.len()
+    }
+
+    /// Returns how many own pages are allocated.
+    pub(crate) fn memory_pages(&self) -> usize {
+        self.allocated
     }
 
     /// Returns how many own pages there may be.
@@ -117,13 +177,63 @@ impl Space {
                 map_frame(frames, at, mfn, true);
             }
         }
+        self.allocated += pages;
+        self.number(rng, start, pages);
         Some(start)
+    }
+
+    /// Gives new pages their frame numbers, in an auto-translated domain.
+    fn number(&mut self, rng: &mut SmallRng, start: NonNull<u8>, pages: usize) {
+        if let Some(physmap) = &mut self.physmap {
+            (0..pages).for_each(|index| physmap.draw(rng, start.addr().get() + index * PAGE_SIZE));
+        }
+    }
+
+    /// Takes the frame numbers of pages away, in an auto-translated domain.
+    fn unnumber(&mut self, start: NonNull<u8>, pages: usize) {
+        if let Some(physmap) = &mut self.physmap {
+            (0..pages).for_each(|index| physmap.forget(start.addr().get() + index * PAGE_SIZE));
+        }
+    }
+
+    /// Takes the own page at `addr` away and returns its frame; the page faults.
+    pub(crate) fn take_away(&mut self, addr: usize) -> Option<Mfn> {
+        let mfn = self.own.remove(&page(addr))?;
+        self.unmap(addr);
+        Some(mfn)
+    }
+
+    /// Puts a new, zeroed own page at `addr`, where nothing is, if the domain may have one more.
+    pub(crate) fn populate(&mut self, frames: &mut Frames, rng: &mut SmallRng, addr: usize) -> Option<()> {
+        if self.own.len() >= self.max_pages {
+            return None;
+        }
+        let mfn = match &self.kind {
+            Kind::Range { base, .. } => {
+                let mfn = frames.take_file(rng, self.owner)?;
+                map_frame(frames, at(*base, addr), mfn, true);
+                mfn
+            }
+            Kind::Heap { blocks, .. } => {
+                let (start, (block, _)) = blocks.range(..=addr).next_back()?;
+                // SAFETY: the space covers the address, so this is inside the block.
+                let at = unsafe { block.add(addr - start) };
+                let mfn = frames.take_heap(rng, self.owner, at)?;
+                // SAFETY: a page of the block, at which nobody looks, as nothing was there.
+                unsafe { at.write_bytes(0, PAGE_SIZE) };
+                mfn
+            }
+        };
+        self.own.insert(addr, mfn);
+        Some(())
     }
 
     /// Frees own pages and returns their frames, which nobody has now; they still have to be given back, or not.
     pub(crate) fn free(&mut self, start: NonNull<u8>, pages: usize, reuse: bool) -> Vec<Mfn> {
         let addr = start.addr().get();
         let frames = (0..pages).filter_map(|index| self.own.remove(&(addr + index * PAGE_SIZE))).collect();
+        self.allocated -= pages;
+        self.unnumber(start, pages);
         match &mut self.kind {
             Kind::Range { base, memory, .. } => {
                 unmap_pages(start, pages);
@@ -143,7 +253,7 @@ impl Space {
     }
 
     /// Reserves `pages` pages of room, in which every access faults.
-    pub(crate) fn alloc_unbacked(&mut self, pages: usize) -> Option<NonNull<u8>> {
+    pub(crate) fn alloc_unbacked(&mut self, rng: &mut SmallRng, pages: usize) -> Option<NonNull<u8>> {
         if pages == 0 {
             return None;
         }
@@ -158,6 +268,7 @@ impl Space {
             }
         };
         self.unbacked += pages;
+        self.number(rng, start, pages);
         Some(start)
     }
 
@@ -168,6 +279,7 @@ impl Space {
             self.ptes.remove(&addr);
         }
         self.unbacked -= pages;
+        self.unnumber(start, pages);
         match &mut self.kind {
             Kind::Range { base, room, .. } => {
                 unmap_pages(start, pages);

@@ -87,6 +87,8 @@ pub(crate) struct State {
     /// Events that come once more.
     pub(crate) late: Vec<(DomId, Port)>,
     pub(crate) violations: Vec<String>,
+    /// Whether all domains are auto-translated.
+    pub(crate) auto_translated: bool,
     clock: Clock,
     tick_ns: u64,
     /// Wakes the machine's thread.
@@ -108,6 +110,7 @@ impl State {
             spent: Ledger::default(),
             late: Vec::new(),
             violations: Vec::new(),
+            auto_translated: config.auto_translated,
             clock: match config.mode {
                 Mode::Deterministic => Clock::Virtual(BOOT_NS),
                 Mode::Threaded => Clock::Real(Instant::now()),

@@ -46,11 +46,11 @@ impl Store {
     }
 
     /// Takes a domain's ring into service, and makes its home as the toolstack does.
-    pub(crate) fn open(&mut self, dom: DomId, port: Port, start: &Start) {
+    pub(crate) fn open(&mut self, dom: DomId, port: Port, ring: Mfn, start: &Start) {
         let conn = self.daemon.connect(dom);
         let link = Link {
             conn,
-            ring: start.store_mfn,
+            ring,
             port,
             kicked: true,
             broken: false,
@@ -82,10 +82,10 @@ impl Store {
         for dir in ["/data", "/drivers", "/feature", "/error", "/control/shutdown"] {
             node(self, dir, "", &own);
         }
-        node(self, "/store/ring-ref", &start.store_mfn.0.to_string(), &readable);
+        node(self, "/store/ring-ref", &start.store_gfn.0.to_string(), &readable);
         node(self, "/store/port", &start.store_port.0.to_string(), &readable);
         if start.console.is_some() {
-            node(self, "/console/ring-ref", &start.console_mfn.0.to_string(), &readable);
+            node(self, "/console/ring-ref", &start.console_gfn.0.to_string(), &readable);
             node(self, "/console/port", &start.console_port.0.to_string(), &readable);
             node(self, "/console/type", "xenconsoled", &readable);
         }

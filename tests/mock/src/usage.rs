@@ -13,7 +13,7 @@ impl State {
             ports: dom.channels.open().map(|(port, _)| port).collect(),
             grants_in_use: dom.grants.active.keys().copied().map(GrantRef).collect(),
             mappings: dom.grants.mappings.values().map(|map| (map.dom, GrantRef(map.gref))).collect(),
-            pages: dom.space.own_pages(),
+            pages: dom.space.memory_pages(),
             unbacked_pages: dom.space.unbacked_pages(),
         };
         Usage(self.domains.iter().filter(|(_, dom)| !dom.is_dead()).map(|(id, dom)| (*id, of(dom))).collect())

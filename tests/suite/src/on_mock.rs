@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use mock::{Config, Domain, Machine};
+use mock::{Config, Domain, DomainConfig, Machine};
 
 use crate::Failure;
 use crate::exec::World;
@@ -49,11 +49,16 @@ pub struct MockBed {
 impl MockBed {
     /// Boots the domains.
     pub fn new(config: Config) -> Self {
+        Self::of(config, DomainConfig::default(), DomainConfig::default())
+    }
+
+    /// Boots domains that are like this: the one where the front ends live, and the one where the back ends live.
+    pub fn of(config: Config, front: DomainConfig, back: DomainConfig) -> Self {
         let machine = Arc::new(Machine::new(config));
         let node = |name, own| Node::new(name, own, mock::alloc::count);
         let toolstack = node("dom0", machine.services(machine.dom0().id()));
-        let front = node("domU", machine.boot());
-        let back = node("driver domain", machine.boot());
+        let front = node("domU", machine.services(machine.create(front).id()));
+        let back = node("driver domain", machine.services(machine.create(back).id()));
         machine.mark_usage();
         let world = Mock { machine: machine.clone(), lots: config.seed | 1 };
         Self { machine, toolstack, front, back, world, seed: config.seed }

@@ -1,7 +1,7 @@
 //! Every scenario on the mock, each with several seeds.
 #![cfg(not(target_os = "none"))]
 
-use mock::Config;
+use mock::{Config, DomainConfig};
 use suite::on_mock::MockBed;
 use suite::scenarios;
 
@@ -46,6 +46,33 @@ fn console() {
 #[cfg_attr(miri, ignore = "a ring of pages is more than a domain has there")]
 fn net() {
     every_seed("net");
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "the scenarios have tests of their own there, and PV domains")]
+fn every_scenario_between_translated_domains() {
+    for scenario in scenarios::all() {
+        for seed in 1..=8 {
+            let mut bed = MockBed::new(Config::deterministic(seed).auto_translated());
+            if let Err(failure) = bed.run(&scenario) {
+                panic!("scenario {}, seed {seed}: {failure}", scenario.name);
+            }
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "as above")]
+fn every_scenario_between_a_translated_domain_and_a_pv_one() {
+    let (pv, pvh) = (DomainConfig::default(), DomainConfig { auto_translated: true, ..DomainConfig::default() });
+    for (front, back) in [(pvh, pv), (pv, pvh)] {
+        for scenario in scenarios::all() {
+            let mut bed = MockBed::of(Config::deterministic(3), front, back);
+            if let Err(failure) = bed.run(&scenario) {
+                panic!("scenario {}, front {front:?}: {failure}", scenario.name);
+            }
+        }
+    }
 }
 
 #[test]

@@ -30,7 +30,11 @@ pub(crate) fn plain(domain: &Domain, nr: Nr, args: [usize; 5]) -> isize {
 
 /// Maps one grant, and returns what the hypervisor wrote.
 pub(crate) fn map(user: &Domain, owner: DomId, gref: GrantRef, va: NonNull<u8>, flags: u32) -> GnttabMapGrantRef {
-    let host_addr = va.as_ptr().expose_provenance() as u64;
+    map_at(user, owner, gref, va.as_ptr().expose_provenance() as u64, flags)
+}
+
+/// Maps one grant where the hypervisor is told.
+pub(crate) fn map_at(user: &Domain, owner: DomId, gref: GrantRef, host_addr: u64, flags: u32) -> GnttabMapGrantRef {
     let mut op = [GnttabMapGrantRef { host_addr, flags, r#ref: gref, dom: owner, status: 1, ..Default::default() }];
     // SAFETY: the address is one of unbacked space, which nothing uses.
     unsafe { call::map_grant_ref(user, &mut op) }.expect("the call as a whole works");
