@@ -29,7 +29,6 @@
 #include <sys/kthread.h>
 #include <sys/proc.h>
 #include <sys/stat.h>
-#include <sys/sysctl.h>
 #include <sys/vnode.h>
 
 #include <dev/dkvar.h>
@@ -48,7 +47,8 @@ struct xbd_softc {
 	kmutex_t		sc_qlock;	/* the library's */
 	struct xenpv_xbd_info	sc_info;	/* once connected */
 	struct lwp		*sc_discover;
-	struct sysctllog	*sc_log;
+	struct xenpv_counters	sc_counters;
+	time_t			sc_since;	/* when it was attached */
 
 	kmutex_t		sc_lock;	/* IPL_VM; what follows */
 	kcondvar_t		sc_cv;
@@ -82,7 +82,7 @@ static void	xbd_intr(void *);
 static int	xbd_step(void *);
 static void	xbd_done(void *, void *, int);
 static void	xbd_connected(struct xbd_softc *);
-static void	xbd_sysctl(struct xbd_softc *);
+static void	xbd_fetch(void *, void *);
 
 static int	xbd_diskstart(device_t, struct buf *);
 static int	xbd_dumpblocks(device_t, void *, daddr_t, int);
@@ -141,6 +141,25 @@ static const struct dkdriver xbd_dkdriver = {
 	.d_lastclose = xbd_lastclose,
 };
 
+static const struct xenpv_counter xbd_counters[] = {
+#define	COUNTER(f, about) \
+	{ #f, about, offsetof(struct xenpv_xbd_counters, f) }
+	COUNTER(requests, "Requests sent to the back end"),
+	COUNTER(segments, "Data segments in them"),
+	COUNTER(notifications, "Events sent to the back end"),
+	COUNTER(errors, "Requests that failed"),
+	COUNTER(still_mapped, "Answers with pages still mapped"),
+	COUNTER(bounced, "Transfers of unaligned memory"),
+	COUNTER(bounce_busy, "Times that the buffer for these was in use"),
+	COUNTER(queue_full, "Times that the ring was full"),
+	COUNTER(kept, "Transfers that a dead back end keeps"),
+#undef COUNTER
+};
+CTASSERT(sizeof(struct xenpv_xbd_counters) <= XENPV_COUNTERS_MAX);
+
+/* How long a boot waits for a back end that doesn't answer, in seconds. */
+#define	XBD_PATIENCE	60
+
 /*
  * Autoconfiguration.
  */
@@ -187,6 +206,12 @@ xbd_attach(device_t parent, device_t self, void *aux)
 	mutex_init(&sc->sc_qlock, MUTEX_DEFAULT, IPL_BIO);
 	cv_init(&sc->sc_cv, "xbd");
 	xenpv_device_init(&sc->sc_xd, self, IPL_BIO, xbd_intr, xbd_step, sc);
+
+	sc->sc_counters.xc_list = xbd_counters;
+	sc->sc_counters.xc_count = __arraycount(xbd_counters);
+	sc->sc_counters.xc_fetch = xbd_fetch;
+	sc->sc_counters.xc_arg = sc;
+	sc->sc_since = time_uptime;
 
 	sc->sc_state = XBD_CONNECTING;
 	sc->sc_pending = true;
@@ -275,7 +300,7 @@ xbd_detach(device_t self, int flags)
 	xenpv_device_stop(&sc->sc_xd);
 	if (sc->sc_discover != NULL)
 		kthread_join(sc->sc_discover);
-	sysctl_teardown(&sc->sc_log);
+	xenpv_counters_detach(&sc->sc_counters);
 	if (sc->sc_attached) {
 		dkwedge_delall(dk);
 		dk_drain(&sc->sc_dksc);
@@ -349,6 +374,24 @@ xbd_close_wanted(struct xbd_softc *sc)
 	}
 }
 
+/*
+ * Lets the system start without a disk whose back end doesn't answer. It is
+ * still waited for. Returns when to look again, in ticks.
+ */
+static int
+xbd_patience(struct xbd_softc *sc)
+{
+
+	if (!sc->sc_pending || sc->sc_attached)
+		return 0;
+	if (time_uptime - sc->sc_since < XBD_PATIENCE)
+		return hz;
+	device_printf(sc->sc_dksc.sc_dev,
+	    "the back end doesn't answer; not waited for any longer\n");
+	xbd_settled(sc);
+	return 0;
+}
+
 static int
 xbd_step(void *arg)
 {
@@ -391,7 +434,7 @@ xbd_step(void *arg)
 		case XENPV_XBD_AGAIN:
 			return MAX(hz / 10, 1);
 		default:
-			return 0;
+			return xbd_patience(sc);
 		}
 	}
 }
@@ -430,7 +473,7 @@ xbd_connected(struct xbd_softc *sc)
 		dk_attach(&sc->sc_dksc);
 		disk_attach(dk);
 		sc->sc_attached = true;
-		xbd_sysctl(sc);
+		xenpv_counters_attach(&sc->sc_counters, self);
 		mutex_enter(&sc->sc_lock);
 		if (sc->sc_state == XBD_CONNECTING)
 			sc->sc_state = XBD_RUNNING;
@@ -554,6 +597,14 @@ xbdminphys(struct buf *bp)
 {
 
 	minphys(bp);
+}
+
+static void
+xbd_fetch(void *arg, void *to)
+{
+	struct xbd_softc *sc = arg;
+
+	xenpv_xbd_counters(sc->sc_disk, to);
 }
 
 /*
@@ -680,67 +731,4 @@ xbddump(dev_t dev, daddr_t blkno, void *va, size_t size)
 #else
 	return dk_dump(&sc->sc_dksc, dev, blkno, va, size);
 #endif
-}
-
-/*
- * Counters: hw.xbd0.requests and others.
- */
-
-static const struct {
-	const char	*name;
-	const char	*about;
-	size_t		offset;
-} xbd_counters[] = {
-#define	COUNTER(f, about) \
-	{ #f, about, offsetof(struct xenpv_xbd_counters, f) }
-	COUNTER(requests, "Requests sent to the back end"),
-	COUNTER(segments, "Data segments in them"),
-	COUNTER(notifications, "Events sent to the back end"),
-	COUNTER(errors, "Requests that failed"),
-	COUNTER(still_mapped, "Answers with pages still mapped"),
-	COUNTER(bounced, "Transfers of unaligned memory"),
-	COUNTER(bounce_busy, "Of these, that had to wait"),
-	COUNTER(queue_full, "Transfers that waited for the ring"),
-	COUNTER(kept, "Transfers that a dead back end keeps"),
-#undef COUNTER
-};
-
-static int
-xbd_sysctl_counter(SYSCTLFN_ARGS)
-{
-	struct sysctlnode node = *rnode;
-	struct xbd_softc *sc = node.sysctl_data;
-	struct xenpv_xbd_counters counters;
-	unsigned int i;
-	uint64_t value;
-
-	for (i = 0; i < __arraycount(xbd_counters); i++) {
-		if (strcmp(node.sysctl_name, xbd_counters[i].name) == 0)
-			break;
-	}
-	if (i == __arraycount(xbd_counters))
-		return ENOENT;
-	xenpv_xbd_counters(sc->sc_disk, &counters);
-	memcpy(&value, (const char *)&counters + xbd_counters[i].offset,
-	    sizeof(value));
-	node.sysctl_data = &value;
-	return sysctl_lookup(SYSCTLFN_CALL(&node));
-}
-
-static void
-xbd_sysctl(struct xbd_softc *sc)
-{
-	const struct sysctlnode *parent;
-	unsigned int i;
-
-	if (sysctl_createv(&sc->sc_log, 0, NULL, &parent, 0, CTLTYPE_NODE,
-	    device_xname(sc->sc_dksc.sc_dev), SYSCTL_DESCR("Xen disk"),
-	    NULL, 0, NULL, 0, CTL_HW, CTL_CREATE, CTL_EOL) != 0)
-		return;
-	for (i = 0; i < __arraycount(xbd_counters); i++) {
-		sysctl_createv(&sc->sc_log, 0, &parent, NULL,
-		    CTLFLAG_READONLY, CTLTYPE_QUAD, xbd_counters[i].name,
-		    SYSCTL_DESCR(xbd_counters[i].about), xbd_sysctl_counter,
-		    0, (void *)sc, 0, CTL_CREATE, CTL_EOL);
-	}
 }

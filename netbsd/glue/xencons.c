@@ -52,6 +52,7 @@ struct xencons_softc {
 	struct tty	*sc_tty;
 	struct intrhand	*sc_ih;
 	unsigned int	sc_port;
+	struct xenpv_counters sc_counters;
 };
 
 /* Where locore and pmap have put the page of the rings. */
@@ -70,6 +71,7 @@ static bool	xencons_resume(device_t, const pmf_qual_t *);
 static int	xencons_intr(void *);
 static void	xencons_start(struct tty *);
 static int	xencons_param(struct tty *, struct termios *);
+static void	xencons_fetch(void *, void *);
 
 static int	xenconscn_getc(dev_t);
 static void	xenconscn_putc(dev_t, int);
@@ -103,6 +105,16 @@ const struct cdevsw xencons_cdevsw = {
 	.d_discard = nodiscard,
 	.d_flag = D_TTY
 };
+
+static const struct xenpv_counter xencons_counters[] = {
+#define	COUNTER(f, about) \
+	{ #f, about, offsetof(struct xenpv_cons_counters, f) }
+	COUNTER(written, "Bytes written"),
+	COUNTER(read, "Bytes read"),
+	COUNTER(notifications, "Events sent to the back end"),
+#undef COUNTER
+};
+CTASSERT(sizeof(struct xenpv_cons_counters) <= XENPV_COUNTERS_MAX);
 
 static struct consdev xencons_consdev = {
 	.cn_getc = xenconscn_getc,
@@ -235,6 +247,7 @@ xencons_attach(device_t parent, device_t self, void *aux)
 
 	aprint_naive("\n");
 	aprint_normal(": Xen console\n");
+	xenpv_check_abi();
 
 	sc->sc_dev = self;
 	sc->sc_tty = tty_alloc();
@@ -252,6 +265,10 @@ xencons_attach(device_t parent, device_t self, void *aux)
 #ifdef DDB
 		db_max_line = 0x7fffffff;	/* no pager */
 #endif
+		sc->sc_counters.xc_list = xencons_counters;
+		sc->sc_counters.xc_count = __arraycount(xencons_counters);
+		sc->sc_counters.xc_fetch = xencons_fetch;
+		xenpv_counters_attach(&sc->sc_counters, self);
 		xencons_resume(self, PMF_Q_NONE);
 	}
 
@@ -366,6 +383,15 @@ xencons_param(struct tty *tp, struct termios *t)
 	tp->t_ospeed = t->c_ospeed;
 	tp->t_cflag = t->c_cflag;
 	return 0;
+}
+
+static void
+xencons_fetch(void *arg, void *to)
+{
+
+	mutex_enter(&xencons_lock);
+	xenpv_cons_counters(to);
+	mutex_exit(&xencons_lock);
 }
 
 /*

@@ -14,24 +14,22 @@
 #include <xen/hypervisor.h>
 #include <xen/granttables.h>
 
-#include "xenpv.h"
+#include "xenpv_var.h"
 
 void
 xengnt_init(void)
 {
 	int error;
 
-	if (xenpv_abi() != XENPV_ABI)
-		panic("xenpv: the library has interface %u, its header %u",
-		    xenpv_abi(), XENPV_ABI);
+	xenpv_check_abi();
 	error = xenpv_grant_init();
 	if (error != 0)
 		panic("xengnt: no grant table: error %d", error);
 }
 
 /*
- * xbd(4) refuses to be suspended, so this is never reached as long as there
- * is a disk.
+ * Nobody looks at the result, and xbd(4) isn't asked either: a domain that is
+ * saved is lost, and says so here while its console still works.
  */
 bool
 xengnt_suspend(void)

@@ -20,6 +20,7 @@
 #include <sys/malloc.h>
 #include <sys/once.h>
 #include <sys/proc.h>
+#include <sys/sysctl.h>
 #include <sys/time.h>
 
 #include <uvm/uvm_extern.h>
@@ -59,6 +60,16 @@ CTASSERT(sizeof(struct xenpv_cons_counters) == 24);
 CTASSERT(sizeof(struct xenpv_grant_counters) == 16);
 /* Xen's pages, and so grants, are of this size. */
 CTASSERT(PAGE_SIZE == 4096);
+
+/* The object may be older than the header, or newer. */
+void
+xenpv_check_abi(void)
+{
+
+	if (xenpv_abi() != XENPV_ABI)
+		panic("xenpv: the library has interface %u, its header %u",
+		    xenpv_abi(), XENPV_ABI);
+}
 
 /*
  * Memory.
@@ -405,9 +416,7 @@ xenpv_device_init(struct xenpv_device *xd, device_t dev, int ipl,
     void (*intr)(void *), int (*step)(void *), void *arg)
 {
 
-	if (xenpv_abi() != XENPV_ABI)
-		panic("xenpv: the library has interface %u, its header %u",
-		    xenpv_abi(), XENPV_ABI);
+	xenpv_check_abi();
 
 	xd->xd_dev = dev;
 	xd->xd_ipl = ipl;
@@ -489,4 +498,57 @@ xenpv_device_destroy(struct xenpv_device *xd)
 	KASSERT(xd->xd_lwp == NULL && xd->xd_ih == NULL);
 	cv_destroy(&xd->xd_cv);
 	mutex_destroy(&xd->xd_lock);
+}
+
+/*
+ * Counters.
+ */
+
+static int
+xenpv_counter(SYSCTLFN_ARGS)
+{
+	struct sysctlnode node = *rnode;
+	struct xenpv_counters *xc = node.sysctl_data;
+	uint64_t all[XENPV_COUNTERS_MAX / sizeof(uint64_t)];
+	uint64_t value;
+	unsigned int i;
+
+	for (i = 0; i < xc->xc_count; i++) {
+		if (strcmp(node.sysctl_name, xc->xc_list[i].xc_name) == 0)
+			break;
+	}
+	if (i == xc->xc_count)
+		return ENOENT;
+	xc->xc_fetch(xc->xc_arg, all);
+	memcpy(&value, (const char *)all + xc->xc_list[i].xc_offset,
+	    sizeof(value));
+	node.sysctl_data = &value;
+	return sysctl_lookup(SYSCTLFN_CALL(&node));
+}
+
+void
+xenpv_counters_attach(struct xenpv_counters *xc, device_t dev)
+{
+	const struct sysctlnode *parent;
+	unsigned int i;
+
+	if (sysctl_createv(&xc->xc_log, 0, NULL, &parent, 0, CTLTYPE_NODE,
+	    device_xname(dev), SYSCTL_DESCR("Xen device"),
+	    NULL, 0, NULL, 0, CTL_HW, CTL_CREATE, CTL_EOL) != 0) {
+		aprint_error_dev(dev, "no counters\n");
+		return;
+	}
+	for (i = 0; i < xc->xc_count; i++) {
+		sysctl_createv(&xc->xc_log, 0, &parent, NULL,
+		    CTLFLAG_READONLY, CTLTYPE_QUAD, xc->xc_list[i].xc_name,
+		    SYSCTL_DESCR(xc->xc_list[i].xc_about), xenpv_counter,
+		    0, (void *)xc, 0, CTL_CREATE, CTL_EOL);
+	}
+}
+
+void
+xenpv_counters_detach(struct xenpv_counters *xc)
+{
+
+	sysctl_teardown(&xc->xc_log);
 }

@@ -16,6 +16,7 @@
 #include "xenpv.h"
 
 struct intrhand;
+struct sysctllog;
 
 /*
  * A device: its thread, which may wait for xenstore, and its interrupt.
@@ -46,6 +47,31 @@ int	xenpv_device_start(struct xenpv_device *);
 void	xenpv_device_kick(struct xenpv_device *);
 void	xenpv_device_stop(struct xenpv_device *);
 void	xenpv_device_destroy(struct xenpv_device *);
+
+/*
+ * Counters of a device, as read-only nodes hw.NAME.COUNTER of sysctl(7): each
+ * 64 bits, found at its offset in what xc_fetch writes.
+ */
+struct xenpv_counter {
+	const char	*xc_name;
+	const char	*xc_about;
+	size_t		xc_offset;
+};
+
+struct xenpv_counters {
+	const struct xenpv_counter *xc_list;
+	unsigned int	xc_count;
+	void		(*xc_fetch)(void *, void *);
+	void		*xc_arg;
+	struct sysctllog *xc_log;
+};
+
+#define	XENPV_COUNTERS_MAX	128	/* bytes that xc_fetch may write */
+
+void	xenpv_counters_attach(struct xenpv_counters *, device_t);
+void	xenpv_counters_detach(struct xenpv_counters *);
+
+void	xenpv_check_abi(void);
 
 struct intrhand *
 	xenpv_intr_establish(unsigned int, int, int (*)(void *), void *,

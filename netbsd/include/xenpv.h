@@ -4,9 +4,12 @@
  * Xen PV drivers in Rust, as a NetBSD kernel takes them: see xenpv(9).
  * Made of the library's source; changes here are lost.
  *
- * Each function says in which context it may be called: "any up to IPL_VM"
- * is every context in which interrupts of IPL_VM may come or are blocked;
- * "thread" is one that may sleep. Errors are errno(2) numbers, 0 is success.
+ * Each function says in which context it may be called. "Thread" is a thread
+ * that may sleep. "Any up to IPL_VM" is that, or an interrupt or a spin mutex
+ * of no higher level. Errors are errno(2) numbers, 0 is success.
+ *
+ * Functions that are "extern" here are up-calls: the glue has them. The
+ * library also enters Xen by the kernel's symbol hypercall_page.
  */
 
 #ifndef _XENPV_H_
@@ -170,8 +173,8 @@ struct xenpv_xbd_setup {
 	 */
 	void (*done)(void *arg, void *token, int error);
 	/*
-	 * The largest transfer in bytes, MAXPHYS: what the buffer for
-	 * unaligned ones is made for.
+	 * The largest transfer in bytes, MAXPHYS: larger ones are refused. The
+	 * buffer for unaligned ones has this size.
 	 */
 	uint32_t max_transfer;
 };
@@ -207,9 +210,9 @@ struct xenpv_xbd_counters {
 	 * a buffer.
 	 */
 	uint64_t bounced;
-	/* Transfers that had to wait for that buffer. */
+	/* How often a transfer was put off because that buffer was in use. */
 	uint64_t bounce_busy;
-	/* Transfers that had to wait for room in the ring. */
+	/* How often a transfer was put off because the ring was full. */
 	uint64_t queue_full;
 	/*
 	 * Transfers that will never be over, because a back end that is gone
@@ -318,10 +321,11 @@ int xenpv_xbd_create(const struct xenpv_xbd_setup *setup,
 		     struct xenpv_xbd **disk);
 
 /*
- * Goes on with the life of a disk: when a watch of it has fired, when
- * xenpv_xbd_intr says so, and after xenpv_xbd_close. Returns XENPV_XBD_IDLE or
- * what has happened; *info is written with CONNECTED and RESIZED. To be called
- * again until it is none of CONNECTED, RESIZED and FAILED.
+ * Goes on with the life of a disk: after xenpv_xbd_create, when a watch of it
+ * has fired, when xenpv_xbd_intr says so, and after xenpv_xbd_close. Returns
+ * XENPV_XBD_IDLE or what has happened; *info is written with CONNECTED and
+ * RESIZED. To be called again until it is none of CONNECTED, RESIZED and
+ * FAILED.
  *
  * Context: the device's thread, one at a time; sleeps. Locks: none held;
  * enters the mutex.
@@ -355,8 +359,9 @@ void xenpv_xbd_destroy(struct xenpv_xbd *disk);
  * Context: any up to IPL_BIO. Locks: enters the mutex. Ownership: data is the
  * disk's until done. Errors; there is no done then: EAGAIN if the ring is
  * full, or the buffer for unaligned memory is in use, to be tried again after
- * a done; EROFS; EINVAL beyond the end of the disk, or for what is no whole
- * sectors; EIO if the disk is not connected, or closing.
+ * a done, which is sure to come; EROFS; EINVAL beyond the end of the disk, for
+ * more than the setup's max_transfer, or for what is no whole sectors; EIO if
+ * the disk is not connected, or closing.
  */
 int xenpv_xbd_start(const struct xenpv_xbd *disk,
 		    int op,

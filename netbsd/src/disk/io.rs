@@ -5,6 +5,7 @@ use core::ptr::NonNull;
 
 use hypercall::mem::{Buffer, OutOfMemory, PAGE_SIZE, Pages, Segment};
 use hypercall::{Gfn, Platform};
+use xbd::features::Disk;
 use xbd::front::{Completion, QueueError, Returned};
 use xbd::protocol::Operation;
 use xbd::{MAX_SEGMENTS, SECTOR};
@@ -175,6 +176,7 @@ pub(super) struct State {
     ios: [Io; DEPTH],
     /// The transfers that are not used, by bits.
     free: u32,
+    max_transfer: usize,
     /// Taken only while it is dropped.
     bounce: Option<Pages<Kernel>>,
     bounce_used: bool,
@@ -192,6 +194,7 @@ impl State {
             kernel: *kernel,
             ios: [UNUSED; DEPTH],
             free: u32::MAX,
+            max_transfer,
             bounce: Some(Pages::new(kernel, max_transfer.div_ceil(PAGE_SIZE))?),
             bounce_used: false,
         })
@@ -218,13 +221,10 @@ impl State {
             if len != 0 {
                 return errno::XENPV_EINVAL;
             }
-        } else if len == 0 || !len.is_multiple_of(unit) {
-            return errno::XENPV_EINVAL;
+        } else if let error @ 1.. = check(disk, operation, sector, len, self.max_transfer) {
+            return error;
         } else if !data.addr().is_multiple_of(unit) {
             let Some(pages) = &self.bounce else { return errno::XENPV_ENOMEM };
-            if len > pages.count() * PAGE_SIZE {
-                return errno::XENPV_EINVAL;
-            }
             if self.bounce_used {
                 self.counters.bounce_busy += 1;
                 return errno::XENPV_EAGAIN;
@@ -280,6 +280,7 @@ impl State {
         let polled = queue.poll(|completion| self.end(End::of(&completion), finished));
         let closing = queue.disk().is_none();
         self.queue = Some(queue);
+        self.count();
         match polled {
             Ok(()) => closing,
             Err(QueueError::Gone) => false,
@@ -289,6 +290,16 @@ impl State {
                 first
             }
         }
+    }
+
+    /// Takes over the queue's counters, which go with the queue.
+    pub(super) fn count(&mut self) {
+        let Some(queue) = &self.queue else { return };
+        let now = queue.counters();
+        let counters = &mut self.counters;
+        (counters.requests, counters.segments) = (now.requests, now.segments);
+        (counters.notifications, counters.errors) = (now.notifications, now.errors);
+        counters.still_mapped = now.still_mapped;
     }
 
     /// A request is over; perhaps its transfer, too.
@@ -366,6 +377,18 @@ impl State {
             }
         }
         0
+    }
+}
+
+/// Tells by an error what is wrong with a transfer, or 0: as a whole, before a part of it is sent.
+fn check(disk: &Disk, operation: Operation, sector: u64, len: usize, max_transfer: usize) -> c_int {
+    if operation.mutates() && disk.read_only {
+        return errno::XENPV_EROFS;
+    }
+    let whole = len > 0 && len <= max_transfer && len.is_multiple_of(disk.sector_size as usize);
+    match sector.checked_add((len / SECTOR) as u64) {
+        Some(end) if whole && end <= disk.sectors => 0,
+        _ => errno::XENPV_EINVAL,
     }
 }
 

@@ -53,7 +53,7 @@ pub struct DiskSetup {
     /// Is called when what `xenpv_xbd_start` took is over, once for each, with 0 or an error of NetBSD's. Called without any lock, in
     /// an interrupt or a thread.
     pub done: extern "C" fn(arg: *mut c_void, token: *mut c_void, error: c_int),
-    /// The largest transfer in bytes, MAXPHYS: what the buffer for unaligned ones is made for.
+    /// The largest transfer in bytes, MAXPHYS: larger ones are refused. The buffer for unaligned ones has this size.
     pub max_transfer: u32,
 }
 
@@ -99,9 +99,9 @@ pub struct DiskCounters {
     pub still_mapped: u64,
     /// Transfers from or to memory that isn't aligned to sectors, by way of a buffer.
     pub bounced: u64,
-    /// Transfers that had to wait for that buffer.
+    /// How often a transfer was put off because that buffer was in use.
     pub bounce_busy: u64,
-    /// Transfers that had to wait for room in the ring.
+    /// How often a transfer was put off because the ring was full.
     pub queue_full: u64,
     /// Transfers that will never be over, because a back end that is gone keeps their pages.
     pub kept: u64,
@@ -214,7 +214,11 @@ impl Disk {
     }
 
     fn step(&self, front: &mut Front<Own, Part, Standing>) -> (c_int, Option<DiskInfo>) {
-        let broken = self.state.lock().broken.take();
+        let broken = {
+            let mut state = self.state.lock();
+            state.count();
+            state.broken.take()
+        };
         if let Some(error) = broken {
             front.fail(&error);
         }
@@ -243,16 +247,9 @@ impl Disk {
     }
 
     fn counters(&self) -> DiskCounters {
-        let state = self.state.lock();
-        let queue = state.queue.as_ref().map(|queue| *queue.counters()).unwrap_or_default();
-        DiskCounters {
-            requests: queue.requests,
-            segments: queue.segments,
-            notifications: queue.notifications,
-            errors: queue.errors,
-            still_mapped: queue.still_mapped,
-            ..state.counters
-        }
+        let mut state = self.state.lock();
+        state.count();
+        state.counters
     }
 }
 
@@ -293,7 +290,8 @@ pub unsafe extern "C" fn xenpv_xbd_create(setup: *const DiskSetup, disk: *mut *m
     }
 }
 
-/// Goes on with the life of a disk: when a watch of it has fired, when `xenpv_xbd_intr` says so, and after `xenpv_xbd_close`. Returns
+/// Goes on with the life of a disk: after `xenpv_xbd_create`, when a watch of it has fired, when `xenpv_xbd_intr` says so, and after
+/// `xenpv_xbd_close`. Returns
 /// XENPV_XBD_IDLE or what has happened; `*info` is written with CONNECTED and RESIZED. To be called again until it is none of
 /// CONNECTED, RESIZED and FAILED.
 ///
@@ -342,8 +340,9 @@ pub unsafe extern "C" fn xenpv_xbd_destroy(disk: *mut Disk) {
 /// XENPV_XBD_READ, WRITE, SYNC. The setup's `done` tells of its end, with `token`, perhaps before this returns.
 ///
 /// Context: any up to IPL_BIO. Locks: enters the mutex. Ownership: `data` is the disk's until `done`. Errors; there is no `done` then:
-/// EAGAIN if the ring is full, or the buffer for unaligned memory is in use, to be tried again after a `done`; EROFS; EINVAL beyond the
-/// end of the disk, or for what is no whole sectors; EIO if the disk is not connected, or closing.
+/// EAGAIN if the ring is full, or the buffer for unaligned memory is in use, to be tried again after a `done`, which is sure to come;
+/// EROFS; EINVAL beyond the end of the disk, for more than the setup's `max_transfer`, or for what is no whole sectors; EIO if the disk
+/// is not connected, or closing.
 ///
 /// # Safety
 /// `disk` is a disk; `data` is as above.
