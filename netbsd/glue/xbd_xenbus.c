@@ -472,9 +472,9 @@ xbd_connected(struct xbd_softc *sc)
 		bufq_alloc(&sc->sc_dksc.sc_bufq, "fcfs", 0);
 		dk_attach(&sc->sc_dksc);
 		disk_attach(dk);
-		sc->sc_attached = true;
 		xenpv_counters_attach(&sc->sc_counters, self);
 		mutex_enter(&sc->sc_lock);
+		sc->sc_attached = true;
 		if (sc->sc_state == XBD_CONNECTING)
 			sc->sc_state = XBD_RUNNING;
 		mutex_exit(&sc->sc_lock);
@@ -504,11 +504,17 @@ static void
 xbd_intr(void *arg)
 {
 	struct xbd_softc *sc = arg;
+	bool attached;
 
 	if (xenpv_xbd_intr(sc->sc_disk))
 		xenpv_device_kick(&sc->sc_xd);
+	/* The back end may send events from the first moment of the ring. */
+	mutex_enter(&sc->sc_lock);
+	attached = sc->sc_attached;
+	mutex_exit(&sc->sc_lock);
 	/* There may be room in the ring now. */
-	dk_start(&sc->sc_dksc, NULL);
+	if (attached)
+		dk_start(&sc->sc_dksc, NULL);
 }
 
 static void
