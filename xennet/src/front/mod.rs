@@ -148,6 +148,9 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
             {
                 self.end(theirs, lost)
             }
+            // It was never connected. It has closed and is ready for the next, so fast that it was not seen, or has not seen us at all:
+            // it has no ring of ours either way, or is about to let go of it.
+            (State::Closed, State::Initialising | State::InitWait) if self.has_queue() => self.end(theirs, lost),
             (State::Initialising | State::Initialised, State::Closing) => {
                 self.close()?;
                 self.finish()
