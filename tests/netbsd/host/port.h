@@ -18,7 +18,7 @@ struct cfdriver;
 struct device;
 
 /* port.c; most of what it has is declared in kernel.h. */
-extern int port_threads_left;
+extern int port_threads_left, port_skipped;
 extern long port_blocks;
 void	port_vsay(const char *, va_list);
 int	port_splraise(int);

@@ -170,6 +170,9 @@ struct timespec {
 	long	tv_nsec;
 };
 void	nanouptime(struct timespec *);
+typedef int64_t		time_t;
+time_t	port_uptime(void);
+#define	time_uptime		port_uptime()
 extern int hz;
 extern int cold;
 void	port_delay(unsigned int);
@@ -371,8 +374,6 @@ int	physio(void (*)(struct buf *), struct buf *, dev_t, int,
 	    void (*)(struct buf *), struct uio *);
 
 struct bufq_state;
-#define	BUFQ_DISK_DEFAULT_STRAT	"fcfs"
-#define	BUFQ_SORT_RAWBLOCK	1
 int	bufq_alloc(struct bufq_state **, const char *, int);
 void	bufq_free(struct bufq_state *);
 

@@ -52,6 +52,7 @@ pub(crate) fn own() -> &'static Own {
 unsafe extern "C" {
     static mut panicstr: *const c_char;
     static port_threads_left: c_int;
+    static port_skipped: c_int;
     static port_blocks: c_long;
     fn host_boot();
     fn host_pending() -> c_int;
@@ -239,6 +240,12 @@ impl Kernel {
     /// Runs something as after a panic: no interrupt comes, and whatever is printed is printed polled.
     pub fn panicked<T>(&self, work: impl FnOnce() -> T) -> T {
         interrupts::without(|| as_panicked(work))
+    }
+
+    /// Lets the kernel's clock jump.
+    pub fn skip_seconds(&self, seconds: i32) {
+        // SAFETY: C uses it by atomic operations alone, too.
+        unsafe { (*(&raw const port_skipped).cast::<AtomicI32>()).fetch_add(seconds, SeqCst) };
     }
 
     /// Lets so many more of something succeed, and then one fail; all succeed if it is below 0.

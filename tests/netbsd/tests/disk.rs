@@ -376,6 +376,18 @@ fn an_event_before_the_disk_is_connected_does_no_harm() {
     kernel.give_back();
 }
 
+#[test]
+fn a_boot_does_not_wait_for_ever_for_a_silent_back_end() {
+    let kernel = Kernel::with_disks();
+    let back = Script::new(&kernel, &[]);
+    assert_eq!(kernel.pending(), 1);
+    kernel.skip_seconds(60);
+    kernel.wait_said("xbd0: the back end doesn't answer; not waited for any longer\n");
+    kernel.wait("nobody waits for the disk", || kernel.pending() == 0);
+    back.remove(&kernel);
+    kernel.give_back();
+}
+
 /// Attaches a disk with one failure after the other, until there is none left that attaching meets.
 fn attach_with(order: impl Fn(&Kernel, u32), is_left: impl Fn(&Kernel) -> bool, at_least: u32) {
     for nth in 0.. {
