@@ -51,13 +51,17 @@ pub extern "C" fn xenpv_grant_init() -> c_int {
 /// Grants the page with frame `frame` to domain `domid`, for reading only or for writing, too. The reference is in `*gref`.
 ///
 /// Context: any up to IPL_VM. Locks: any. Ownership: the page stays the caller's, and where it is, until `xenpv_grant_revoke`. Errors:
-/// ENXIO before `xenpv_grant_init`, ENOMEM if all references are in use.
+/// ENXIO before `xenpv_grant_init`, ENOMEM if all references are in use, EINVAL for a frame beyond 16 TiB.
 ///
 /// # Safety
 /// As above; `gref` may be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xenpv_grant_access(domid: u16, frame: u64, readonly: bool, gref: *mut u32) -> c_int {
     let Some(table) = table() else { return errno::XENPV_ENXIO };
+    // An entry of version 1 has 32 bits for it.
+    if u32::try_from(frame).is_err() {
+        return errno::XENPV_EINVAL;
+    }
     let mut refs = [GrantRef(0)];
     if let Err(error) = table.reserve(&mut refs) {
         return errno::of_grant(&error);

@@ -3,15 +3,18 @@
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::AtomicBool;
+use core::sync::atomic::Ordering::SeqCst;
 
-use crate::upcalls::{xenpv_mutex_enter, xenpv_mutex_exit};
+use crate::upcalls::{xenpv_delay_us, xenpv_mutex_enter, xenpv_mutex_exit};
 
-/// A value that only the holder of a `kmutex_t` of the glue looks at.
+/// A value that only the holder of a `kmutex_t` of the glue looks at; and, once the kernel dumps, whoever dumps.
 pub(crate) struct Locked<T> {
     mutex: *mut c_void,
-    /// Somebody is inside: what whoever runs after a panic, and can't wait, has to know.
+    /// Somebody is inside.
     held: AtomicBool,
+    /// The value belongs to a dump, for ever.
+    seized: AtomicBool,
     value: UnsafeCell<T>,
 }
 
@@ -26,28 +29,47 @@ impl<T> Locked<T> {
     /// # Safety
     /// `mutex` is an initialised `kmutex_t` that lives longer than this.
     pub(crate) unsafe fn new(mutex: *mut c_void, value: T) -> Self {
-        Self { mutex, held: AtomicBool::new(false), value: UnsafeCell::new(value) }
+        Self { mutex, held: AtomicBool::new(false), seized: AtomicBool::new(false), value: UnsafeCell::new(value) }
     }
 
-    /// Enters the mutex.
-    pub(crate) fn lock(&self) -> Guard<'_, T> {
+    /// Enters the mutex; `None` once the kernel dumps.
+    pub(crate) fn lock(&self) -> Option<Guard<'_, T>> {
         // SAFETY: as `new` demands.
         unsafe { xenpv_mutex_enter(self.mutex) };
-        self.held.store(true, Relaxed);
-        Guard(self)
+        // First this, then the look, against `seize`, which does the same the other way round: one of the two sees the other.
+        self.held.store(true, SeqCst);
+        let guard = Guard(self);
+        if self.seized.load(SeqCst) { None } else { Some(guard) }
     }
 
-    /// Returns the value without entering the mutex, unless somebody is inside.
+    /// Enters the mutex, and does not come back once the kernel dumps.
+    pub(crate) fn lock_or_stop(&self) -> Guard<'_, T> {
+        loop {
+            if let Some(guard) = self.lock() {
+                return guard;
+            }
+            // SAFETY: needs nothing.
+            unsafe { xenpv_delay_us(1000) };
+        }
+    }
+
+    /// Takes the value for a dump, without the mutex, and keeps everybody else out from now on: other processors may still run. `None`
+    /// if somebody is inside and doesn't leave for `patience_us` microseconds.
     ///
     /// # Safety
-    /// The kernel has panicked: no other CPU runs, and no interrupt comes.
-    #[allow(clippy::mut_from_ref, reason = "what makes it exclusive is that nothing else runs")]
-    pub(crate) unsafe fn alone(&self) -> Option<&mut T> {
-        if self.held.load(Relaxed) {
-            return None;
+    /// One caller only, which is not inside, and has no other reference from here.
+    #[allow(clippy::mut_from_ref, reason = "what makes it exclusive is that nobody else is let in")]
+    pub(crate) unsafe fn seize(&self, patience_us: u32) -> Option<&mut T> {
+        self.seized.store(true, SeqCst);
+        for _ in 0..=patience_us / 10 {
+            if !self.held.load(SeqCst) {
+                // SAFETY: nobody is inside, and nobody comes in.
+                return Some(unsafe { &mut *self.value.get() });
+            }
+            // SAFETY: needs nothing.
+            unsafe { xenpv_delay_us(10) };
         }
-        // SAFETY: nobody is inside, and nobody else runs.
-        Some(unsafe { &mut *self.value.get() })
+        None
     }
 }
 
@@ -58,21 +80,21 @@ impl<T> Deref for Guard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: the mutex is held.
+        // SAFETY: the mutex is held, and nobody dumps.
         unsafe { &*self.0.value.get() }
     }
 }
 
 impl<T> DerefMut for Guard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: the mutex is held.
+        // SAFETY: the mutex is held, and nobody dumps.
         unsafe { &mut *self.0.value.get() }
     }
 }
 
 impl<T> Drop for Guard<'_, T> {
     fn drop(&mut self) {
-        self.0.held.store(false, Relaxed);
+        self.0.held.store(false, SeqCst);
         // SAFETY: entered by `lock`.
         unsafe { xenpv_mutex_exit(self.0.mutex) };
     }

@@ -36,9 +36,9 @@ unsafe extern "C" {
     /// Context: thread. Locks: none.
     pub fn xenpv_pages_alloc(count: usize, backed: bool) -> *mut c_void;
 
-    /// Frees what `xenpv_pages_alloc` returned for the same count and kind.
+    /// Frees what `xenpv_pages_alloc` returned for the same count and kind. Where sleeping is not possible, later.
     ///
-    /// Context: thread. Locks: none.
+    /// Context: any up to IPL_VM if it is backed, else thread. Locks: any.
     pub fn xenpv_pages_free(va: *mut c_void, count: usize, backed: bool);
 
     /// Returns the frame number, as Xen knows it, of the page of wired kernel memory in which `va` lies: the machine frame in a PV
@@ -95,6 +95,11 @@ unsafe extern "C" {
     ///
     /// Context: thread. Locks: none.
     pub fn xenpv_event_disestablish(device: *mut c_void, port: u32);
+
+    /// Masks a port whose other end misbehaves.
+    ///
+    /// Context: thread. Locks: none.
+    pub fn xenpv_event_mask(port: u32);
 
     /// Sends a message to xenstored by the kernel's own connection and waits for the answer. `msg` is a struct xsd_sockmsg with its
     /// payload behind it; on return `type` and `len` are those of the answer, and `*reply` is its payload, to be freed by

@@ -210,6 +210,16 @@ impl<S: Store> Device<S> {
         Ok(())
     }
 
+    /// Writes one of the states at the end. It is the own state even if the store refuses to be told: an end that is going is not
+    /// held up by that, and what it may do depends on it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn leave(&mut self, state: State) -> Result<(), StoreError> {
+        self.state = state;
+        self.write_own(Tx::NONE, "state", state.number())
+    }
+
     /// Back end: tells what the toolstack wants. It asks for the end by writing "closing" into our own state and 0 into `online`.
     /// What we write ourselves may hide the first from us, never the second.
     ///

@@ -282,13 +282,25 @@ impl State {
         self.queue = Some(queue);
         self.count();
         match polled {
-            Ok(()) => closing,
+            Ok(()) => closing || self.is_held(),
             Err(QueueError::Gone) => false,
             Err(error) => {
                 let first = self.broken.is_none();
                 self.broken = Some(error);
                 first
             }
+        }
+    }
+
+    /// Tells whether the back end has to let go of pages of what is over.
+    pub(super) fn is_held(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.held() > 0)
+    }
+
+    /// Tries once more to end what the back end had not let go of.
+    pub(super) fn retry(&mut self, finished: &mut Finished) {
+        if self.is_held() {
+            self.poll(finished);
         }
     }
 

@@ -4,7 +4,7 @@
 //!   the device's thread     create ─► step … step ─► close ─► step … step ─► destroy       waits for xenstore
 //!   anybody                 start ─► queue ─► ring          under the glue's mutex, for moments
 //!   the interrupt           intr  ─► done(token, error)     outside of the mutex
-//!   after a panic           dump                            polled, without the mutex
+//!   a dump                  dump                            polled, without the mutex; nobody else is let in any more
 //! ```
 
 mod io;
@@ -28,10 +28,14 @@ use crate::grants;
 use crate::kernel::{Kernel, borrowed};
 use crate::lock::Locked;
 use crate::store::{KernelStore, own_id};
+use crate::upcalls::xenpv_event_mask;
 use io::{DiskQueue, Finished, Lost, Part, State};
 
 /// How long a back end that is gone may keep pages of requests that are lost: 10 seconds.
 const PATIENCE_NS: u64 = 10_000_000_000;
+
+/// How long a dump waits for whoever is inside the mutex: a second.
+const SEIZE_US: u32 = 1_000_000;
 
 /// How long a request of a dump may take: 10 seconds.
 const DUMP_US: u32 = 10_000_000;
@@ -118,9 +122,9 @@ pub const XENPV_XBD_RESIZED: c_int = 2;
 pub const XENPV_XBD_CLOSE_WANTED: c_int = 3;
 /// The disk is gone, and nothing of it is held any more: `xenpv_xbd_destroy`.
 pub const XENPV_XBD_CLOSED: c_int = 4;
-/// The device has failed, which was logged, and is being closed.
+/// The device has failed, which was logged, and is being closed: `xenpv_xbd_step` again in a tenth of a second.
 pub const XENPV_XBD_FAILED: c_int = 5;
-/// The back end is gone and still maps pages: `xenpv_xbd_step` again in a tenth of a second.
+/// The back end still maps pages of what is over: `xenpv_xbd_step` again in a tenth of a second.
 pub const XENPV_XBD_AGAIN: c_int = 6;
 
 /// Read sectors.
@@ -137,7 +141,7 @@ struct Standing(Arc<Locked<State>>);
 
 impl Place<DiskQueue> for Standing {
     fn with<R>(&mut self, work: impl FnOnce(&mut Option<DiskQueue>) -> R) -> R {
-        work(&mut self.0.lock().queue)
+        work(&mut self.0.lock_or_stop().queue)
     }
 }
 
@@ -189,7 +193,7 @@ impl Disk {
             return;
         }
         let mut finished = Finished::default();
-        let mut state = self.state.lock();
+        let mut state = self.state.lock_or_stop();
         let kept = state.counters.kept;
         for end in lost.iter() {
             state.end(end, &mut finished);
@@ -214,12 +218,20 @@ impl Disk {
     }
 
     fn step(&self, front: &mut Front<Own, Part, Standing>) -> (c_int, Option<DiskInfo>) {
-        let broken = {
-            let mut state = self.state.lock();
+        let mut finished = Finished::default();
+        let (broken, port) = {
+            let mut state = self.state.lock_or_stop();
+            state.retry(&mut finished);
             state.count();
-            state.broken.take()
+            (state.broken.take(), state.queue.as_ref().map(DiskQueue::port))
         };
+        self.tell(&finished);
         if let Some(error) = broken {
+            // The kernel unmasks a port after its handlers, and a peer that broke the protocol could go on signalling.
+            if let Some(port) = port {
+                // SAFETY: the queue's port, which it has until a step ends it.
+                unsafe { xenpv_event_mask(port.0) };
+            }
             front.fail(&error);
         }
         // Asked even if the other end has not moved: closing goes on by itself.
@@ -232,7 +244,7 @@ impl Disk {
             Ok(Change::Resized(disk)) => (XENPV_XBD_RESIZED, Some(info(&disk))),
             Ok(Change::CloseWanted) => (XENPV_XBD_CLOSE_WANTED, None),
             Ok(Change::Closed) => (XENPV_XBD_CLOSED, None),
-            Ok(Change::None) if front.is_waiting() => (XENPV_XBD_AGAIN, None),
+            Ok(Change::None) if front.is_waiting() || self.state.lock_or_stop().is_held() => (XENPV_XBD_AGAIN, None),
             Ok(Change::None) => (XENPV_XBD_IDLE, None),
             Err(_) => (XENPV_XBD_FAILED, None),
         }
@@ -241,13 +253,15 @@ impl Disk {
     /// Answers an event; returns whether the thread has something to do.
     fn intr(&self) -> bool {
         let mut finished = Finished::default();
-        let step = self.state.lock().poll(&mut finished);
+        let Some(mut state) = self.state.lock() else { return false };
+        let step = state.poll(&mut finished);
+        drop(state);
         self.tell(&finished);
         step
     }
 
     fn counters(&self) -> DiskCounters {
-        let mut state = self.state.lock();
+        let mut state = self.state.lock_or_stop();
         state.count();
         state.counters
     }
@@ -292,8 +306,8 @@ pub unsafe extern "C" fn xenpv_xbd_create(setup: *const DiskSetup, disk: *mut *m
 
 /// Goes on with the life of a disk: after `xenpv_xbd_create`, when a watch of it has fired, when `xenpv_xbd_intr` says so, and after
 /// `xenpv_xbd_close`. Returns
-/// XENPV_XBD_IDLE or what has happened; `*info` is written with CONNECTED and RESIZED. To be called again until it is none of
-/// CONNECTED, RESIZED and FAILED.
+/// XENPV_XBD_IDLE or what has happened; `*info` is written with CONNECTED and RESIZED. To be called again at once after
+/// CONNECTED and RESIZED, and in a while after FAILED and AGAIN.
 ///
 /// Context: the device's thread, one at a time; sleeps. Locks: none held; enters the mutex.
 ///
@@ -362,7 +376,12 @@ pub unsafe extern "C" fn xenpv_xbd_start(
         _ => return errno::XENPV_EINVAL,
     };
     // SAFETY: the caller's promise, for the disk and for the memory.
-    unsafe { (*disk).state.lock().start(operation, sector, data.cast(), len, token) }
+    unsafe {
+        match (*disk).state.lock() {
+            Some(mut state) => state.start(operation, sector, data.cast(), len, token),
+            None => errno::XENPV_EIO,
+        }
+    }
 }
 
 /// Answers an event of a disk: calls the setup's `done` for each transfer that is over. Returns whether the device's thread is to call
@@ -378,17 +397,19 @@ pub unsafe extern "C" fn xenpv_xbd_intr(disk: *const Disk) -> bool {
     unsafe { (*disk).intr() }
 }
 
-/// Writes `len` bytes of wired kernel memory at `data`, aligned to sectors, to `sector`, and waits for the end by polling.
+/// Writes `len` bytes of wired kernel memory at `data`, aligned to sectors, to `sector`, and waits for the end by polling. From then on
+/// the disk does nothing else: `xenpv_xbd_start` fails, and what was in flight never ends.
 ///
-/// Context: after a panic: no other CPU runs, and no interrupt comes. Locks: none entered. Errors: EBUSY if the panic has interrupted
-/// somebody inside the mutex, ENXIO, EROFS, EINVAL, EIO, ETIMEDOUT after 10 seconds.
+/// Context: the one that dumps; other CPUs may still run, interrupts of this one don't come. Locks: none entered. Errors: EBUSY if
+/// somebody is inside the mutex and doesn't leave, perhaps because the panic has interrupted it; ENXIO, EROFS, EINVAL, EIO, ETIMEDOUT
+/// after 10 seconds.
 ///
 /// # Safety
 /// As above, and `disk` is a disk.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xenpv_xbd_dump(disk: *const Disk, sector: u64, data: *mut c_void, len: usize) -> c_int {
-    // SAFETY: the caller's promise: a disk, and nothing else runs.
-    let Some(state) = (unsafe { (*disk).state.alone() }) else { return errno::XENPV_EBUSY };
+    // SAFETY: the caller's promise: a disk, and one dump.
+    let Some(state) = (unsafe { (*disk).state.seize(SEIZE_US) }) else { return errno::XENPV_EBUSY };
     state.dump(sector, data.cast(), len, DUMP_US)
 }
 

@@ -26,6 +26,7 @@ use core::marker::PhantomData;
 use hypercall::mem::Buffer;
 use hypercall::{Level, Platform, Port};
 use xenbus::device::{Device, State};
+use xenbus::error::NegotiationError;
 use xenbus::{Domain, Place, Rate};
 
 use crate::features::{self, Disk};
@@ -165,19 +166,17 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
             }
             (State::Connected, State::Connected) => self.look_again(),
             (State::Connected, State::Closing) => Ok(Change::CloseWanted),
-            (State::Initialised | State::Connected | State::Closing, State::Closed | State::Unknown) => {
-                self.end(theirs, lost)
-            }
-            (State::Closed, State::Closed | State::Unknown) if self.has_queue() => self.end(theirs, lost),
+            (State::Initialised | State::Connected | State::Closing, State::Closed | State::Unknown) => self.end(lost),
+            (State::Closed, State::Closed | State::Unknown) if self.has_queue() => self.end(lost),
             // Before it was connected, that is what it says until it has seen us.
             (State::Connected | State::Closing | State::Closed, State::Initialising | State::InitWait)
                 if self.disk.is_some() =>
             {
-                self.end(theirs, lost)
+                self.end(lost)
             }
             // It was never connected. It has closed and is ready for the next, so fast that it was not seen, or has not seen us at all:
             // it has no ring of ours either way, or is about to let go of it.
-            (State::Closed, State::Initialising | State::InitWait) if self.has_queue() => self.end(theirs, lost),
+            (State::Closed, State::Initialising | State::InitWait) if self.has_queue() => self.end(lost),
             (State::Initialising | State::Initialised, State::Closing) => {
                 self.close()?;
                 self.finish(lost)
@@ -194,7 +193,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
     pub fn close(&mut self) -> Result<(), FrontError> {
         self.queue.with(|queue| queue.as_mut().map(Queue::stop));
         if !self.device.is_closing() {
-            self.device.switch(State::Closing)?;
+            self.device.leave(State::Closing)?;
         }
         Ok(())
     }
@@ -219,8 +218,13 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
     /// A back end that is connected already says "Connected" again to tell a new size.
     fn look_again(&mut self) -> Result<Change, FrontError> {
         let disk = features::find_disk(&self.device)?;
-        if self.disk == Some(disk) {
-            return Ok(Change::None);
+        match self.disk {
+            Some(known) if known == disk => return Ok(Change::None),
+            // What is queued above was counted in the old unit, and would go elsewhere.
+            Some(known) if known.sector_size != disk.sector_size => {
+                return Err(NegotiationError::bad("sector-size", disk.sector_size).into());
+            }
+            _ => {}
         }
         self.learn(disk);
         Ok(Change::Resized(disk))
@@ -234,7 +238,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
         if !idle {
             return Ok(Change::None);
         }
-        self.device.switch(State::Closed)?;
+        self.device.leave(State::Closed)?;
         // The other end maps the ring until it is closed, too.
         Ok(if self.has_queue() { Change::None } else { Change::Closed })
     }
@@ -254,7 +258,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
     }
 
     /// The other end uses nothing of ours any more.
-    fn end(&mut self, theirs: State, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
+    fn end(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
         if !self.let_go(lost) {
             return Ok(Change::None);
         }
@@ -262,11 +266,8 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
         drop(self.queue.with(Option::take));
         self.disk = None;
         if self.device.state() != State::Closed {
-            match self.device.switch(State::Closed) {
-                // The toolstack removes both directories, and ours need not be ours to make again.
-                Err(_) if theirs == State::Unknown => {}
-                switched => switched?,
-            }
+            // The toolstack removes directories, and ours need not be ours to make again. Nothing depends on it any more.
+            let _ = self.device.leave(State::Closed);
         }
         Ok(Change::Closed)
     }

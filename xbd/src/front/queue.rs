@@ -245,6 +245,12 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         self.in_flight
     }
 
+    /// Returns how many requests were answered whose pages the back end has not let go of: [`poll`](Self::poll) tries them again, and is
+    /// to be called soon, though no event tells of it.
+    pub const fn held(&self) -> u32 {
+        self.answered
+    }
+
     /// Returns how many requests the back end has not answered.
     pub(super) const fn unanswered(&self) -> u32 {
         self.in_flight - self.answered

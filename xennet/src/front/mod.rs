@@ -138,19 +138,17 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
             (State::Initialising, State::InitWait) if !self.has_queue() => self.connect(),
             (State::Initialised, State::Connected) => self.start(),
             (State::Connected, State::Closing) => Ok(Change::CloseWanted),
-            (State::Initialised | State::Connected | State::Closing, State::Closed | State::Unknown) => {
-                self.end(theirs, lost)
-            }
-            (State::Closed, State::Closed | State::Unknown) if self.has_queue() => self.end(theirs, lost),
+            (State::Initialised | State::Connected | State::Closing, State::Closed | State::Unknown) => self.end(lost),
+            (State::Closed, State::Closed | State::Unknown) if self.has_queue() => self.end(lost),
             // Before it was connected, that is what it says until it has seen us.
             (State::Connected | State::Closing | State::Closed, State::Initialising | State::InitWait)
                 if self.link.is_some() =>
             {
-                self.end(theirs, lost)
+                self.end(lost)
             }
             // It was never connected. It has closed and is ready for the next, so fast that it was not seen, or has not seen us at all:
             // it has no ring of ours either way, or is about to let go of it.
-            (State::Closed, State::Initialising | State::InitWait) if self.has_queue() => self.end(theirs, lost),
+            (State::Closed, State::Initialising | State::InitWait) if self.has_queue() => self.end(lost),
             (State::Initialising | State::Initialised, State::Closing) => {
                 self.close()?;
                 self.finish()
@@ -168,7 +166,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
     pub fn close(&mut self) -> Result<(), FrontError> {
         self.queue.with(|queue| queue.as_mut().map(Queue::stop));
         if !self.device.is_closing() {
-            self.device.switch(State::Closing)?;
+            self.device.leave(State::Closing)?;
         }
         Ok(())
     }
@@ -195,24 +193,21 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
 
     /// Closing → Closed.
     fn finish(&mut self) -> Result<Change, FrontError> {
-        self.device.switch(State::Closed)?;
+        self.device.leave(State::Closed)?;
         // The other end maps the rings until it is closed, too.
         Ok(if self.has_queue() { Change::None } else { Change::Closed })
     }
 
     /// The other end uses nothing of ours any more.
-    fn end(&mut self, theirs: State, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
+    fn end(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
         // Out of its place first: ending a port and freeing pages is slow, and nothing for under a lock.
         if let Some(mut queue) = self.queue.with(Option::take) {
             queue.give_up(lost);
         }
         self.link = None;
         if self.device.state() != State::Closed {
-            match self.device.switch(State::Closed) {
-                // The toolstack removes both directories, and ours need not be ours to make again.
-                Err(_) if theirs == State::Unknown => {}
-                switched => switched?,
-            }
+            // The toolstack removes directories, and ours need not be ours to make again. Nothing depends on it any more.
+            let _ = self.device.leave(State::Closed);
         }
         Ok(Change::Closed)
     }
