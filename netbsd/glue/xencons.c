@@ -11,6 +11,7 @@
  */
 
 #include <sys/cdefs.h>
+__KERNEL_RCSID(0, "$NetBSD$");
 
 #include "opt_xen.h"
 #include "opt_ddb.h"
@@ -57,6 +58,8 @@ struct xencons_softc {
 
 /* Where locore and pmap have put the page of the rings. */
 volatile struct xencons_interface *xencons_interface;
+
+extern struct cpu_info *paniccpu;	/* subr_prf.c's */
 
 static bool	xencons_isconsole;
 static bool	xencons_polling;	/* the debugger has it */
@@ -152,12 +155,15 @@ xenconscn_attach(void)
 	xencons_isconsole = true;
 }
 
-/* Tells whether nothing can be waited for, nor any lock be trusted. */
+/*
+ * Tells whether nothing can be waited for, nor any lock be trusted. A panic
+ * speaks before it says that it is one, perhaps from inside the lock.
+ */
 static bool
 xencons_polled(void)
 {
 
-	return xencons_polling || panicstr != NULL;
+	return xencons_polling || panicstr != NULL || paniccpu == curcpu();
 }
 
 static void
@@ -183,6 +189,8 @@ xenconscn_putc(dev_t dev, int c)
 			xencons_stalled = true;
 			return;
 		}
+		/* Early, DELAY() is no delay. */
+		(void)HYPERVISOR_yield();
 		DELAY(XENCONS_LOOK);
 		waited += XENCONS_LOOK;
 	}
@@ -306,8 +314,9 @@ xencons_resume(device_t self, const pmf_qual_t *qual)
 			mutex_exit(&xencons_lock);
 		}
 	}
+	/* Line disciplines are changed with the kernel lock held. */
 	sc->sc_ih = xenpv_intr_establish(sc->sc_port, IPL_TTY, xencons_intr,
-	    sc, device_xname(self));
+	    sc, false, device_xname(self));
 	if (sc->sc_ih == NULL) {
 		aprint_error_dev(self, "can't establish event channel %u\n",
 		    sc->sc_port);
@@ -361,7 +370,9 @@ xencons_start(struct tty *tp)
 		return;
 	while ((some = ndqb(cl, 0)) > 0) {
 		mutex_enter(&xencons_lock);
-		count = xenpv_cons_write(cl->c_cf, some);
+		/* Not into what another CPU's panic or debugger writes. */
+		count = xencons_polled() ? 0 :
+		    xenpv_cons_write(cl->c_cf, some);
 		mutex_exit(&xencons_lock);
 		if (count == 0)
 			break;		/* the interrupt tells of room */
@@ -430,7 +441,8 @@ xencons_open(dev_t dev, int flag, int mode, struct lwp *l)
 	struct tty *tp = xencons_tty(dev);
 	int error;
 
-	if (tp == NULL)
+	/* Where the console is another, nobody has taken this one. */
+	if (tp == NULL || !xencons_isconsole)
 		return ENXIO;
 	error = kauth_authorize_device_tty(l->l_cred, KAUTH_DEVICE_TTY_OPEN,
 	    tp);

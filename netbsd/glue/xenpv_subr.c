@@ -6,6 +6,7 @@
  */
 
 #include <sys/cdefs.h>
+__KERNEL_RCSID(0, "$NetBSD$");
 
 #include "opt_xen.h"
 
@@ -79,13 +80,15 @@ static bool
 xenpv_may_sleep(void)
 {
 
-	/*
-	 * Below a spin mutex the level is raised, and the thread stays on
-	 * this CPU; at IPL_NONE another CPU's level may be seen, and then
-	 * the worst is not to sleep.
-	 */
-	return !cpu_intr_p() && !cpu_softintr_p() &&
-	    curcpu()->ci_ilevel == IPL_NONE;
+	bool none;
+
+	if (cpu_intr_p() || cpu_softintr_p())
+		return false;
+	/* Below a spin mutex the level is raised. */
+	kpreempt_disable();
+	none = curcpu()->ci_ilevel == IPL_NONE;
+	kpreempt_enable();
+	return none;
 }
 
 void *
@@ -103,11 +106,37 @@ xenpv_free(void *p, size_t size)
 	kmem_intr_free(p, size);
 }
 
+/*
+ * Pages that were given up where the kernel's map can't be entered: in an
+ * interrupt, or below a spin mutex. Each piece has its size and the next one
+ * in itself.
+ */
+struct xenpv_piece {
+	struct xenpv_piece	*xp_next;
+	size_t			xp_count;
+};
+
+static void *volatile xenpv_given_up;
+
+static void
+xenpv_pages_reap(void)
+{
+	struct xenpv_piece *xp, *next;
+
+	for (xp = atomic_swap_ptr(&xenpv_given_up, NULL); xp != NULL;
+	    xp = next) {
+		next = xp->xp_next;
+		uvm_km_free(kernel_map, (vaddr_t)xp, xp->xp_count * PAGE_SIZE,
+		    UVM_KMF_WIRED);
+	}
+}
+
 void *
 xenpv_pages_alloc(size_t count, bool backed)
 {
 	vaddr_t va;
 
+	xenpv_pages_reap();
 	va = uvm_km_alloc(kernel_map, count * PAGE_SIZE, PAGE_SIZE,
 	    backed ? UVM_KMF_WIRED | UVM_KMF_ZERO | UVM_KMF_CANFAIL :
 	    UVM_KMF_VAONLY);
@@ -117,9 +146,19 @@ xenpv_pages_alloc(size_t count, bool backed)
 void
 xenpv_pages_free(void *va, size_t count, bool backed)
 {
+	struct xenpv_piece *xp = va;
+	void *first;
 
-	uvm_km_free(kernel_map, (vaddr_t)va, count * PAGE_SIZE,
-	    backed ? UVM_KMF_WIRED : UVM_KMF_VAONLY);
+	if (!backed || xenpv_may_sleep()) {
+		uvm_km_free(kernel_map, (vaddr_t)va, count * PAGE_SIZE,
+		    backed ? UVM_KMF_WIRED : UVM_KMF_VAONLY);
+		return;
+	}
+	xp->xp_count = count;
+	do {
+		first = xenpv_given_up;
+		xp->xp_next = first;
+	} while (atomic_cas_ptr(&xenpv_given_up, first, xp) != first);
 }
 
 uint64_t
@@ -217,15 +256,19 @@ xenpv_panic(const char *message, size_t len)
  * Interrupts.
  */
 
+/* On which CPU is the port's: that may not change meanwhile. */
 struct intrhand *
 xenpv_intr_establish(unsigned int port, int ipl, int (*func)(void *),
-    void *arg, const char *name)
+    void *arg, bool mpsafe, const char *name)
 {
 	struct intrhand *ih;
 
 #if __NetBSD_Version__ >= 900000000
+	const int bound = curlwp_bind();
+
 	ih = xen_intr_establish_xname(-1, &xen_pic, port, IST_LEVEL, ipl,
-	    func, arg, true, name);
+	    func, arg, mpsafe, name);
+	curlwp_bindx(bound);
 	if (ih != NULL)
 		hypervisor_unmask_event(port);
 #else
@@ -245,7 +288,10 @@ xenpv_intr_disestablish(struct intrhand *ih, unsigned int port,
 
 	hypervisor_mask_event(port);
 #if __NetBSD_Version__ >= 900000000
+	const int bound = curlwp_bind();
+
 	xen_intr_disestablish(ih);
+	curlwp_bindx(bound);
 #else
 	event_remove_handler(port, func, arg);
 #endif
@@ -269,7 +315,7 @@ xenpv_event_establish(void *device, uint32_t port)
 		return EBUSY;
 	xd->xd_port = port;
 	xd->xd_ih = xenpv_intr_establish(port, xd->xd_ipl, xenpv_intr, xd,
-	    device_xname(xd->xd_dev));
+	    true, device_xname(xd->xd_dev));
 	return xd->xd_ih != NULL ? 0 : ENOMEM;
 }
 
@@ -281,6 +327,13 @@ xenpv_event_disestablish(void *device, uint32_t port)
 	KASSERT(xd->xd_ih != NULL && xd->xd_port == port);
 	xenpv_intr_disestablish(xd->xd_ih, port, xenpv_intr, xd);
 	xd->xd_ih = NULL;
+}
+
+void
+xenpv_event_mask(uint32_t port)
+{
+
+	hypervisor_mask_event(port);
 }
 
 /*
@@ -450,6 +503,7 @@ xenpv_device_thread(void *arg)
 		xd->xd_kicked = false;
 		mutex_exit(&xd->xd_lock);
 		timo = xd->xd_step(xd->xd_arg);
+		xenpv_pages_reap();
 		mutex_enter(&xd->xd_lock);
 	}
 	mutex_exit(&xd->xd_lock);

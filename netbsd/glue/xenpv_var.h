@@ -75,7 +75,7 @@ void	xenpv_check_abi(void);
 
 struct intrhand *
 	xenpv_intr_establish(unsigned int, int, int (*)(void *), void *,
-	    const char *);
+	    bool, const char *);
 void	xenpv_intr_disestablish(struct intrhand *, unsigned int,
 	    int (*)(void *), void *);
 
