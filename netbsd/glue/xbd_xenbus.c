@@ -61,6 +61,7 @@ struct xbd_softc {
 	bool			sc_pending;	/* config_pending_decr() is due */
 	bool			sc_attached;	/* dk_attach() was called */
 	bool			sc_close;	/* the thread is to close it */
+	bool			sc_detaching;	/* xbd_detach() waits */
 	bool			sc_warned;
 };
 
@@ -274,6 +275,7 @@ xbd_detach(device_t self, int flags)
 	if (sc->sc_state != XBD_GONE) {
 		sc->sc_state = XBD_CLOSING;
 		sc->sc_close = true;
+		sc->sc_detaching = (flags & DETACH_FORCE) != 0;
 		mutex_exit(&sc->sc_lock);
 		if (lost)
 			xbd_lost(sc);
@@ -375,14 +377,27 @@ xbd_close_wanted(struct xbd_softc *sc)
 }
 
 /*
- * Lets the system start without a disk whose back end doesn't answer. It is
- * still waited for. Returns when to look again, in ticks.
+ * Nothing has happened. Returns when to look again, in ticks, though nothing
+ * may tell of it.
+ *
+ * Whoever waits in xbd_detach() is the thread that tells of watches: until it
+ * goes on, what the back end does next has to be looked for.
+ *
+ * The system is let start without a disk whose back end doesn't answer. It is
+ * still waited for.
  */
 static int
 xbd_patience(struct xbd_softc *sc)
 {
+	bool detaching, pending;
 
-	if (!sc->sc_pending || sc->sc_attached)
+	mutex_enter(&sc->sc_lock);
+	detaching = sc->sc_detaching;
+	pending = sc->sc_pending && !sc->sc_attached;
+	mutex_exit(&sc->sc_lock);
+	if (detaching)
+		return MAX(hz / 10, 1);
+	if (!pending)
 		return 0;
 	if (time_uptime - sc->sc_since < XBD_PATIENCE)
 		return hz;

@@ -205,6 +205,8 @@ fn follow(devices: &mut BTreeMap<String, Attached>) {
             Err(StoreError { cause: Cause::Refused(_), .. }) => {}
             _ => return true,
         }
+        let hook = ON_DETACH.lock().unwrap_or_else(PoisonError::into_inner).take();
+        hook.into_iter().for_each(|hook| hook());
         // SAFETY: a device that was attached and is not detached.
         unsafe { host_config_detach(attached.device, 1) };
         let _ = store.unwatch(attached.watch);
@@ -213,6 +215,16 @@ fn follow(devices: &mut BTreeMap<String, Attached>) {
         false
     });
     FOLLOWED.store(devices.len() as i32, Ordering::SeqCst);
+}
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// What is called when the other end of a device has been seen in Closed, before the device is detached.
+static ON_DETACH: Mutex<Option<Hook>> = Mutex::new(None);
+
+/// Has something called when the next device is about to be detached.
+pub fn on_next_detach(hook: impl FnOnce() + Send + 'static) {
+    *ON_DETACH.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hook));
 }
 
 static FOLLOWED: AtomicI32 = AtomicI32::new(0);

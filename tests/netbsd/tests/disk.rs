@@ -10,11 +10,13 @@ use netbsd::Kernel;
 use netbsd::kernel::{Disk, Failing, Transfer, as_panicked, counter};
 use netbsd::memory::{Wired, on_next_frame};
 use netbsd::peer::Peer;
+use netbsd::store::on_next_detach;
 use suite::block;
 use suite::toolstack::NewDevice;
 use xbd::SECTOR;
 use xen_sys::errno::XEN_ENOSPC;
 use xen_sys::event_channel::EVTCHNOP_alloc_unbound;
+use xenbus::store::{Store, Tx};
 
 const XBD0: Disk = Disk(0);
 
@@ -372,6 +374,23 @@ fn an_event_before_the_disk_is_connected_does_no_harm() {
     back.state(&kernel, "4");
     kernel.wait("the disk is there", || XBD0.size() == 64);
     drop(channel);
+    back.remove(&kernel);
+    kernel.give_back();
+}
+
+#[test]
+fn a_detach_does_not_wait_for_a_watch_that_only_its_own_thread_could_tell_of() {
+    let kernel = Kernel::with_disks();
+    let back = Script::connect(&kernel, &[("sectors", "many")]);
+    kernel.wait("the front end has closed", || back.front(&kernel, "state").as_deref() == Some("6"));
+    // It says "Closed", which xenbus sees; then something else, before the front end has looked.
+    let path = format!("/local/domain/{}/{}/state", back.0.back.0, back.0.back_path());
+    let store = kernel.toolstack().store;
+    on_next_detach(move || store.write_text(Tx::NONE, &path, 5).unwrap());
+    back.state(&kernel, "6");
+    let is_back =
+        |kernel: &Kernel| kernel.node(&format!("/local/domain/{}/{}/state", back.0.back.0, back.0.back_path()));
+    kernel.wait("it was seen", || is_back(&kernel).as_deref() == Some("5"));
     back.remove(&kernel);
     kernel.give_back();
 }
