@@ -11,6 +11,7 @@
  */
 
 #include <sys/cdefs.h>
+__KERNEL_RCSID(0, "$NetBSD$");
 
 #include "opt_xen.h"
 
@@ -63,7 +64,10 @@ struct xbd_softc {
 	bool			sc_close;	/* the thread is to close it */
 	bool			sc_detaching;	/* xbd_detach() waits */
 	bool			sc_warned;
+	struct timeval		sc_said;	/* when a size was printed */
 };
+
+static const struct timeval xbd_said_interval = { 1, 0 };
 
 /* A cache flush that somebody waits for. As a token it has its low bit set. */
 struct xbd_sync {
@@ -87,9 +91,7 @@ static void	xbd_fetch(void *, void *);
 
 static int	xbd_diskstart(device_t, struct buf *);
 static int	xbd_dumpblocks(device_t, void *, daddr_t, int);
-static void	xbd_iosize(device_t, int *);
 static int	xbd_lastclose(device_t);
-static void	xbdminphys(struct buf *);
 
 CFATTACH_DECL3_NEW(xbd, sizeof(struct xbd_softc),
     xbd_match, xbd_attach, xbd_detach, NULL, NULL, NULL, DVF_DETACH_SHUTDOWN);
@@ -133,12 +135,11 @@ const struct cdevsw xbd_cdevsw = {
 
 static const struct dkdriver xbd_dkdriver = {
 	.d_strategy = xbdstrategy,
-	.d_minphys = xbdminphys,
+	.d_minphys = minphys,
 	.d_open = xbdopen,
 	.d_close = xbdclose,
 	.d_diskstart = xbd_diskstart,
 	.d_dumpblocks = xbd_dumpblocks,
-	.d_iosize = xbd_iosize,
 	.d_lastclose = xbd_lastclose,
 };
 
@@ -248,56 +249,74 @@ static void
 xbd_lost(struct xbd_softc *sc)
 {
 
-	device_printf(sc->sc_dksc.sc_dev,
+	aprint_error_dev(sc->sc_dksc.sc_dev,
 	    "the back end is gone; transfers fail from now on\n");
+}
+
+/* Begins to close it; with force, waits until nothing of it is held. */
+static void
+xbd_end(struct xbd_softc *sc, bool force)
+{
+	bool lost;
+
+	mutex_enter(&sc->sc_lock);
+	if (sc->sc_state == XBD_GONE) {
+		mutex_exit(&sc->sc_lock);
+		return;
+	}
+	lost = force && sc->sc_state == XBD_RUNNING &&
+	    sc->sc_dksc.sc_dkdev.dk_openmask != 0;
+	sc->sc_state = XBD_CLOSING;
+	sc->sc_close = true;
+	sc->sc_detaching = force;
+	mutex_exit(&sc->sc_lock);
+	if (lost)
+		xbd_lost(sc);
+	xenpv_device_kick(&sc->sc_xd);
+
+	mutex_enter(&sc->sc_lock);
+	while (force && sc->sc_state != XBD_GONE)
+		cv_wait(&sc->sc_cv, &sc->sc_lock);
+	mutex_exit(&sc->sc_lock);
+}
+
+/* Takes it away from whoever has it open. */
+static void
+xbd_revoke(struct xbd_softc *sc)
+{
+	const int unit = device_unit(sc->sc_dksc.sc_dev);
+	const int bmaj = bdevsw_lookup_major(&xbd_bdevsw);
+	const int cmaj = cdevsw_lookup_major(&xbd_cdevsw);
+	const int first = DISKMINOR(unit, 0);
+	const int last = DISKMINOR(unit, MAXPARTITIONS - 1);
+
+	/* What is queued, and whoever waits for it, ends before its users. */
+	if (sc->sc_attached)
+		dk_drain(&sc->sc_dksc);
+	vdevgone(bmaj, first, last, VBLK);
+	vdevgone(cmaj, first, last, VCHR);
 }
 
 /*
  * Called by xenbus, with DETACH_FORCE, when the back end is closed or gone;
  * else on somebody's wish. Then the front end begins to close, the back end
- * follows, and xenbus comes.
+ * follows, and xenbus, which knows the device, comes.
  */
 static int
 xbd_detach(device_t self, int flags)
 {
 	struct xbd_softc *sc = device_private(self);
 	struct disk *dk = &sc->sc_dksc.sc_dkdev;
-	int bmaj, cmaj, i, mn, error;
-	bool lost;
+	const bool force = (flags & DETACH_FORCE) != 0;
+	int error;
 
 	error = disk_begindetach(dk, xbd_lastclose, self, flags);
 	if (error != 0)
 		return error;
-
-	mutex_enter(&sc->sc_lock);
-	lost = sc->sc_state == XBD_RUNNING && (flags & DETACH_FORCE) != 0 &&
-	    dk->dk_openmask != 0;
-	if (sc->sc_state != XBD_GONE) {
-		sc->sc_state = XBD_CLOSING;
-		sc->sc_close = true;
-		sc->sc_detaching = (flags & DETACH_FORCE) != 0;
-		mutex_exit(&sc->sc_lock);
-		if (lost)
-			xbd_lost(sc);
-		xenpv_device_kick(&sc->sc_xd);
-		if ((flags & DETACH_FORCE) == 0)
-			return EALREADY;
-		mutex_enter(&sc->sc_lock);
-		while (sc->sc_state != XBD_GONE)
-			cv_wait(&sc->sc_cv, &sc->sc_lock);
-	}
-	mutex_exit(&sc->sc_lock);
-
-	/* What is queued, and whoever waits for it, ends before its users. */
-	if (sc->sc_attached)
-		dk_drain(&sc->sc_dksc);
-	bmaj = bdevsw_lookup_major(&xbd_bdevsw);
-	cmaj = cdevsw_lookup_major(&xbd_cdevsw);
-	for (i = 0; i < MAXPARTITIONS; i++) {
-		mn = DISKMINOR(device_unit(self), i);
-		vdevgone(bmaj, mn, mn, VBLK);
-		vdevgone(cmaj, mn, mn, VCHR);
-	}
+	xbd_end(sc, force);
+	if (!force)
+		return EALREADY;
+	xbd_revoke(sc);
 
 	xenpv_device_stop(&sc->sc_xd);
 	if (sc->sc_discover != NULL)
@@ -326,7 +345,7 @@ static bool
 xbd_suspend(device_t self, const pmf_qual_t *qual)
 {
 
-	device_printf(self, "can't be suspended yet\n");
+	aprint_error_dev(self, "can't be suspended yet\n");
 	return false;
 }
 
@@ -359,7 +378,7 @@ xbd_close_wanted(struct xbd_softc *sc)
 	struct disk *dk = &sc->sc_dksc.sc_dkdev;
 	bool busy;
 
-	/* Nobody opens it between the look and the change. */
+	/* Whoever opens it after this look sees the change. */
 	mutex_enter(&dk->dk_openlock);
 	busy = dk->dk_openmask != 0;
 	mutex_enter(&sc->sc_lock);
@@ -371,7 +390,7 @@ xbd_close_wanted(struct xbd_softc *sc)
 	mutex_exit(&dk->dk_openlock);
 	if (busy && !sc->sc_warned) {
 		sc->sc_warned = true;
-		device_printf(sc->sc_dksc.sc_dev, "the back end wants to be "
+		aprint_error_dev(sc->sc_dksc.sc_dev, "the back end wants to be "
 		    "closed, but the disk is in use\n");
 	}
 }
@@ -389,19 +408,21 @@ xbd_close_wanted(struct xbd_softc *sc)
 static int
 xbd_patience(struct xbd_softc *sc)
 {
-	bool detaching, pending;
+	bool detaching, pending, attached;
 
 	mutex_enter(&sc->sc_lock);
 	detaching = sc->sc_detaching;
-	pending = sc->sc_pending && !sc->sc_attached;
+	pending = sc->sc_pending;
+	attached = sc->sc_attached;
 	mutex_exit(&sc->sc_lock);
 	if (detaching)
 		return MAX(hz / 10, 1);
 	if (!pending)
 		return 0;
-	if (time_uptime - sc->sc_since < XBD_PATIENCE)
+	/* A detach may be waiting for this one to settle, and tells nothing. */
+	if (attached || time_uptime - sc->sc_since < XBD_PATIENCE)
 		return hz;
-	device_printf(sc->sc_dksc.sc_dev,
+	aprint_error_dev(sc->sc_dksc.sc_dev,
 	    "the back end doesn't answer; not waited for any longer\n");
 	xbd_settled(sc);
 	return 0;
@@ -427,13 +448,16 @@ xbd_step(void *arg)
 		switch (happened) {
 		case XENPV_XBD_CONNECTED:
 		case XENPV_XBD_RESIZED:
-			sc->sc_info = info;
+			/* Others look at these, whole words, without a lock. */
+			sc->sc_info.sectors = info.sectors;
+			sc->sc_info.flags = info.flags;
+			sc->sc_info.sector_size = info.sector_size;
 			xbd_connected(sc);
 			break;
 		case XENPV_XBD_CLOSE_WANTED:
 			xbd_close_wanted(sc);
 			if (!sc->sc_close)
-				return 0;
+				return xbd_patience(sc);
 			break;
 		case XENPV_XBD_CLOSED:
 			xbd_gone(sc);
@@ -445,7 +469,7 @@ xbd_step(void *arg)
 			mutex_exit(&sc->sc_lock);
 			/* Nothing of it comes to be the root. */
 			xbd_settled(sc);
-			break;
+			return MAX(hz / 10, 1);
 		case XENPV_XBD_AGAIN:
 			return MAX(hz / 10, 1);
 		default:
@@ -474,12 +498,18 @@ xbd_connected(struct xbd_softc *sc)
 	bool first = !sc->sc_attached;
 	char size[9];
 
-	memset(dg, 0, sizeof(*dg));
-	dg->dg_secsize = sc->sc_info.sector_size;
+	/*
+	 * Others look at the geometry without a lock, once it is there. The
+	 * size of a sector never changes.
+	 */
+	if (first) {
+		memset(dg, 0, sizeof(*dg));
+		dg->dg_secsize = sc->sc_info.sector_size;
+		dg->dg_ntracks = 1;
+		dg->dg_nsectors = 1024 * 1024 / dg->dg_secsize;
+	}
 	dg->dg_secperunit = sc->sc_info.sectors /
 	    (sc->sc_info.sector_size / DEV_BSIZE);
-	dg->dg_ntracks = 1;
-	dg->dg_nsectors = 1024 * 1024 / dg->dg_secsize;
 	dg->dg_ncylinders = dg->dg_secperunit / dg->dg_nsectors;
 
 	if (first) {
@@ -488,14 +518,17 @@ xbd_connected(struct xbd_softc *sc)
 		dk_attach(&sc->sc_dksc);
 		disk_attach(dk);
 		xenpv_counters_attach(&sc->sc_counters, self);
-		mutex_enter(&sc->sc_lock);
-		sc->sc_attached = true;
-		if (sc->sc_state == XBD_CONNECTING)
-			sc->sc_state = XBD_RUNNING;
-		mutex_exit(&sc->sc_lock);
 	}
 	disk_set_info(self, dk, NULL);
+	mutex_enter(&sc->sc_lock);
+	sc->sc_attached = true;
+	if (sc->sc_state == XBD_CONNECTING)
+		sc->sc_state = XBD_RUNNING;
+	mutex_exit(&sc->sc_lock);
 
+	/* A back end may say new sizes as often as it likes. */
+	if (!first && !ratecheck(&sc->sc_said, &xbd_said_interval))
+		return;
 	format_bytes(size, sizeof(size), sc->sc_info.sectors * DEV_BSIZE);
 	aprint_normal_dev(self, "%s%s, %u bytes/sect x %" PRIu64 " sectors%s\n",
 	    first ? "" : "now ", size, sc->sc_info.sector_size,
@@ -600,24 +633,9 @@ xbd_dumpblocks(device_t self, void *va, daddr_t blkno, int nblk)
 	    (uint64_t)blkno * (secsize / DEV_BSIZE), va,
 	    (size_t)nblk * secsize);
 	if (error != 0)
-		device_printf(self, "dump at block %" PRId64 ": error %d\n",
+		aprint_error_dev(self, "dump at block %" PRId64 ": error %d\n",
 		    (int64_t)blkno, error);
 	return error;
-}
-
-static void
-xbd_iosize(device_t self, int *maxxfer)
-{
-
-	if (*maxxfer > MAXPHYS)
-		*maxxfer = MAXPHYS;
-}
-
-static void
-xbdminphys(struct buf *bp)
-{
-
-	minphys(bp);
 }
 
 static void
@@ -646,13 +664,20 @@ static int
 xbdopen(dev_t dev, int flags, int fmt, struct lwp *l)
 {
 	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
+	int error;
 
 	if (sc == NULL || sc->sc_state != XBD_RUNNING)
 		return ENXIO;
 	if ((flags & FWRITE) != 0 &&
 	    (sc->sc_info.flags & XENPV_XBD_READONLY) != 0)
 		return EROFS;
-	return dk_open(&sc->sc_dksc, dev, flags, fmt, l);
+	error = dk_open(&sc->sc_dksc, dev, flags, fmt, l);
+	/* It may have been found unused, and closed, just before. */
+	if (error == 0 && sc->sc_state != XBD_RUNNING) {
+		dk_close(&sc->sc_dksc, dev, flags, fmt, l);
+		error = ENXIO;
+	}
+	return error;
 }
 
 static int
@@ -693,7 +718,7 @@ xbdread(dev_t dev, struct uio *uio, int flags)
 
 	if (sc == NULL || !DK_ATTACHED(&sc->sc_dksc))
 		return ENXIO;
-	return physio(xbdstrategy, NULL, dev, B_READ, xbdminphys, uio);
+	return physio(xbdstrategy, NULL, dev, B_READ, minphys, uio);
 }
 
 static int
@@ -705,7 +730,7 @@ xbdwrite(dev_t dev, struct uio *uio, int flags)
 		return ENXIO;
 	if ((sc->sc_info.flags & XENPV_XBD_READONLY) != 0)
 		return EROFS;
-	return physio(xbdstrategy, NULL, dev, B_WRITE, xbdminphys, uio);
+	return physio(xbdstrategy, NULL, dev, B_WRITE, minphys, uio);
 }
 
 static int

@@ -51,12 +51,15 @@
 /* The disk is gone, and nothing of it is held any more: xenpv_xbd_destroy. */
 #define XENPV_XBD_CLOSED 4
 
-/* The device has failed, which was logged, and is being closed. */
+/*
+ * The device has failed, which was logged, and is being closed: xenpv_xbd_step
+ * again in a tenth of a second.
+ */
 #define XENPV_XBD_FAILED 5
 
 /*
- * The back end is gone and still maps pages: xenpv_xbd_step again in a tenth
- * of a second.
+ * The back end still maps pages of what is over: xenpv_xbd_step again in a
+ * tenth of a second.
  */
 #define XENPV_XBD_AGAIN 6
 
@@ -324,8 +327,8 @@ int xenpv_xbd_create(const struct xenpv_xbd_setup *setup,
  * Goes on with the life of a disk: after xenpv_xbd_create, when a watch of it
  * has fired, when xenpv_xbd_intr says so, and after xenpv_xbd_close. Returns
  * XENPV_XBD_IDLE or what has happened; *info is written with CONNECTED and
- * RESIZED. To be called again until it is none of CONNECTED, RESIZED and
- * FAILED.
+ * RESIZED. To be called again at once after CONNECTED and RESIZED, and in a
+ * while after FAILED and AGAIN.
  *
  * Context: the device's thread, one at a time; sleeps. Locks: none held;
  * enters the mutex.
@@ -381,11 +384,13 @@ bool xenpv_xbd_intr(const struct xenpv_xbd *disk);
 
 /*
  * Writes len bytes of wired kernel memory at data, aligned to sectors, to
- * sector, and waits for the end by polling.
+ * sector, and waits for the end by polling. From then on the disk does nothing
+ * else: xenpv_xbd_start fails, and what was in flight never ends.
  *
- * Context: after a panic: no other CPU runs, and no interrupt comes. Locks:
- * none entered. Errors: EBUSY if the panic has interrupted somebody inside the
- * mutex, ENXIO, EROFS, EINVAL, EIO, ETIMEDOUT after 10 seconds.
+ * Context: the one that dumps; other CPUs may still run, interrupts of this
+ * one don't come. Locks: none entered. Errors: EBUSY if somebody is inside the
+ * mutex and doesn't leave, perhaps because the panic has interrupted it;
+ * ENXIO, EROFS, EINVAL, EIO, ETIMEDOUT after 10 seconds.
  */
 int xenpv_xbd_dump(const struct xenpv_xbd *disk,
 		   uint64_t sector,
@@ -415,7 +420,8 @@ int xenpv_grant_init(void);
  *
  * Context: any up to IPL_VM. Locks: any. Ownership: the page stays the
  * caller's, and where it is, until xenpv_grant_revoke. Errors: ENXIO before
- * xenpv_grant_init, ENOMEM if all references are in use.
+ * xenpv_grant_init, ENOMEM if all references are in use, EINVAL for a frame
+ * beyond 16 TiB.
  */
 int xenpv_grant_access(uint16_t domid,
 		       uint64_t frame,
@@ -474,11 +480,14 @@ extern void *xenpv_pages_alloc(size_t count,
 			       bool backed);
 
 /*
- * Frees what xenpv_pages_alloc returned for the same count and kind.
+ * Frees what xenpv_pages_alloc returned for the same count and kind. Where
+ * sleeping is not possible, later.
  *
- * Context: thread. Locks: none.
+ * Context: any up to IPL_VM if it is backed, else thread. Locks: any.
  */
-extern void xenpv_pages_free(void *va, size_t count, bool backed);
+extern void xenpv_pages_free(void *va,
+			     size_t count,
+			     bool backed);
 
 /*
  * Returns the frame number, as Xen knows it, of the page of wired kernel
@@ -562,6 +571,13 @@ extern int xenpv_event_establish(void *device,
  * Context: thread. Locks: none.
  */
 extern void xenpv_event_disestablish(void *device, uint32_t port);
+
+/*
+ * Masks a port whose other end misbehaves.
+ *
+ * Context: thread. Locks: none.
+ */
+extern void xenpv_event_mask(uint32_t port);
 
 /*
  * Sends a message to xenstored by the kernel's own connection and waits for

@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -65,6 +66,7 @@ static _Thread_local struct {
 } cpu;
 
 const char *volatile panicstr;
+struct cpu_info *paniccpu;
 int hz = 100;
 int cold;
 struct malloc_type;
@@ -105,6 +107,29 @@ curcpu(void)
 {
 
 	return &cpu.info;
+}
+
+/* A thread stays on its CPU. */
+int
+curlwp_bind(void)
+{
+
+	return 0;
+}
+
+void
+curlwp_bindx(int bound)
+{
+}
+
+void
+kpreempt_disable(void)
+{
+}
+
+void
+kpreempt_enable(void)
+{
 }
 
 bool
@@ -444,6 +469,42 @@ port_uptime(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return ts.tv_sec + __atomic_load_n(&port_skipped, __ATOMIC_RELAXED);
+}
+
+/* All intervals are whole seconds. */
+int
+ratecheck(struct timeval *last, const struct timeval *interval)
+{
+	const time_t now = port_uptime();
+
+	if (last->tv_sec != 0 && now - last->tv_sec < interval->tv_sec)
+		return 0;
+	last->tv_sec = now;
+	return 1;
+}
+
+void *
+atomic_swap_ptr(volatile void *p, void *value)
+{
+
+	return __atomic_exchange_n((void *volatile *)p, value,
+	    __ATOMIC_SEQ_CST);
+}
+
+void *
+atomic_cas_ptr(volatile void *p, void *expected, void *value)
+{
+
+	__atomic_compare_exchange_n((void *volatile *)p, &expected, value,
+	    false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	return expected;
+}
+
+int
+HYPERVISOR_yield(void)
+{
+
+	return sched_yield();
 }
 
 unsigned int

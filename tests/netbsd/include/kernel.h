@@ -25,6 +25,7 @@
  * Words and types.
  */
 
+#define	__KERNEL_RCSID(n, s)	struct __kernel_rcsid
 #define	__dead			__attribute__((__noreturn__))
 #define	__printflike(f, v)	__attribute__((__format__(__printf__, f, v)))
 #define	__arraycount(a)		(sizeof(a) / sizeof((a)[0]))
@@ -114,6 +115,10 @@ struct cpu_info {
 	int	ci_ilevel;
 };
 struct cpu_info	*curcpu(void);
+int	curlwp_bind(void);
+void	curlwp_bindx(int);
+void	kpreempt_disable(void);
+void	kpreempt_enable(void);
 
 struct kauth_cred;
 struct lwp {
@@ -160,16 +165,19 @@ typedef struct once {
 int	run_once(once_t *, int (*)(void));
 
 u_int	atomic_swap_uint(volatile u_int *, u_int);
-#if __NetBSD_Version__ >= 1000000000
-#define	atomic_load_relaxed(p)		__atomic_load_n(p, __ATOMIC_RELAXED)
-#define	atomic_store_relaxed(p, v)	__atomic_store_n(p, v, __ATOMIC_RELAXED)
-#endif
+void	*atomic_swap_ptr(volatile void *, void *);
+void	*atomic_cas_ptr(volatile void *, void *, void *);
 
 struct timespec {
 	int64_t	tv_sec;
 	long	tv_nsec;
 };
 void	nanouptime(struct timespec *);
+struct timeval {
+	int64_t	tv_sec;
+	int	tv_usec;
+};
+int	ratecheck(struct timeval *, const struct timeval *);
 typedef int64_t		time_t;
 time_t	port_uptime(void);
 #define	time_uptime		port_uptime()
@@ -587,6 +595,7 @@ void	xenconscn_attach(void);
 #define	VIRQ_CONSOLE	2
 struct intrhand;
 int	bind_virq_to_evtch(int);
+int	HYPERVISOR_yield(void);
 void	hypervisor_mask_event(unsigned int);
 #if __NetBSD_Version__ >= 900000000
 struct pic;
