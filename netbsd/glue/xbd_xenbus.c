@@ -176,6 +176,22 @@ xbd_match(device_t parent, cfdata_t cf, void *aux)
 	    (id == XENBUSCF_ID_DEFAULT || id == xa->xa_id);
 }
 
+/*
+ * Tells whether the disk takes transfers, and what it is. The thread changes
+ * both at any time.
+ */
+static bool
+xbd_running(struct xbd_softc *sc, struct xenpv_xbd_info *info)
+{
+	bool running;
+
+	mutex_enter(&sc->sc_lock);
+	running = sc->sc_state == XBD_RUNNING;
+	*info = sc->sc_info;
+	mutex_exit(&sc->sc_lock);
+	return running;
+}
+
 /* Whoever waits for all disks, to find the root's, need not for this one. */
 static void
 xbd_settled(struct xbd_softc *sc)
@@ -257,15 +273,18 @@ xbd_lost(struct xbd_softc *sc)
 static void
 xbd_end(struct xbd_softc *sc, bool force)
 {
-	bool lost;
+	struct disk *dk = &sc->sc_dksc.sc_dkdev;
+	bool open, lost;
 
+	mutex_enter(&dk->dk_openlock);
+	open = dk->dk_openmask != 0;
+	mutex_exit(&dk->dk_openlock);
 	mutex_enter(&sc->sc_lock);
 	if (sc->sc_state == XBD_GONE) {
 		mutex_exit(&sc->sc_lock);
 		return;
 	}
-	lost = force && sc->sc_state == XBD_RUNNING &&
-	    sc->sc_dksc.sc_dkdev.dk_openmask != 0;
+	lost = force && open && sc->sc_state == XBD_RUNNING;
 	sc->sc_state = XBD_CLOSING;
 	sc->sc_close = true;
 	sc->sc_detaching = force;
@@ -371,12 +390,12 @@ xbd_gone(struct xbd_softc *sc)
 	xbd_settled(sc);
 }
 
-/* The back end wants to go. */
-static void
+/* The back end wants to go. Returns whether the disk is to be closed now. */
+static bool
 xbd_close_wanted(struct xbd_softc *sc)
 {
 	struct disk *dk = &sc->sc_dksc.sc_dkdev;
-	bool busy;
+	bool busy, close;
 
 	/* Whoever opens it after this look sees the change. */
 	mutex_enter(&dk->dk_openlock);
@@ -386,6 +405,7 @@ xbd_close_wanted(struct xbd_softc *sc)
 		sc->sc_state = XBD_CLOSING;
 		sc->sc_close = true;
 	}
+	close = sc->sc_close;
 	mutex_exit(&sc->sc_lock);
 	mutex_exit(&dk->dk_openlock);
 	if (busy && !sc->sc_warned) {
@@ -393,6 +413,7 @@ xbd_close_wanted(struct xbd_softc *sc)
 		aprint_error_dev(sc->sc_dksc.sc_dev, "the back end wants to be "
 		    "closed, but the disk is in use\n");
 	}
+	return close;
 }
 
 /*
@@ -448,15 +469,13 @@ xbd_step(void *arg)
 		switch (happened) {
 		case XENPV_XBD_CONNECTED:
 		case XENPV_XBD_RESIZED:
-			/* Others look at these, whole words, without a lock. */
-			sc->sc_info.sectors = info.sectors;
-			sc->sc_info.flags = info.flags;
-			sc->sc_info.sector_size = info.sector_size;
+			mutex_enter(&sc->sc_lock);
+			sc->sc_info = info;
+			mutex_exit(&sc->sc_lock);
 			xbd_connected(sc);
 			break;
 		case XENPV_XBD_CLOSE_WANTED:
-			xbd_close_wanted(sc);
-			if (!sc->sc_close)
+			if (!xbd_close_wanted(sc))
 				return xbd_patience(sc);
 			break;
 		case XENPV_XBD_CLOSED:
@@ -589,12 +608,13 @@ static int
 xbd_diskstart(device_t self, struct buf *bp)
 {
 	struct xbd_softc *sc = device_private(self);
+	struct xenpv_xbd_info info;
 
-	if (sc->sc_state != XBD_RUNNING)
+	if (!xbd_running(sc, &info))
 		return EIO;
 	return xenpv_xbd_start(sc->sc_disk,
 	    (bp->b_flags & B_READ) != 0 ? XENPV_XBD_READ : XENPV_XBD_WRITE,
-	    (uint64_t)bp->b_rawblkno * (sc->sc_info.sector_size / DEV_BSIZE),
+	    (uint64_t)bp->b_rawblkno * (info.sector_size / DEV_BSIZE),
 	    bp->b_data, bp->b_bcount, bp);
 }
 
@@ -602,10 +622,11 @@ static int
 xbd_sync(struct xbd_softc *sc)
 {
 	struct xbd_sync s = { false, 0 };
+	struct xenpv_xbd_info info;
 	int error;
 
 	for (;;) {
-		if (sc->sc_state != XBD_RUNNING)
+		if (!xbd_running(sc, &info))
 			return EIO;
 		error = xenpv_xbd_start(sc->sc_disk, XENPV_XBD_SYNC, 0, NULL,
 		    0, XBD_SYNC_TOKEN(&s));
@@ -664,16 +685,16 @@ static int
 xbdopen(dev_t dev, int flags, int fmt, struct lwp *l)
 {
 	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
+	struct xenpv_xbd_info info;
 	int error;
 
-	if (sc == NULL || sc->sc_state != XBD_RUNNING)
+	if (sc == NULL || !xbd_running(sc, &info))
 		return ENXIO;
-	if ((flags & FWRITE) != 0 &&
-	    (sc->sc_info.flags & XENPV_XBD_READONLY) != 0)
+	if ((flags & FWRITE) != 0 && (info.flags & XENPV_XBD_READONLY) != 0)
 		return EROFS;
 	error = dk_open(&sc->sc_dksc, dev, flags, fmt, l);
 	/* It may have been found unused, and closed, just before. */
-	if (error == 0 && sc->sc_state != XBD_RUNNING) {
+	if (error == 0 && !xbd_running(sc, &info)) {
 		dk_close(&sc->sc_dksc, dev, flags, fmt, l);
 		error = ENXIO;
 	}
@@ -695,12 +716,13 @@ xbdstrategy(struct buf *bp)
 {
 	struct xbd_softc *sc =
 	    device_lookup_private(&xbd_cd, DISKUNIT(bp->b_dev));
+	struct xenpv_xbd_info info;
 	int error = 0;
 
-	if (sc == NULL || sc->sc_state != XBD_RUNNING)
+	if (sc == NULL || !xbd_running(sc, &info))
 		error = EIO;
 	else if ((bp->b_flags & B_READ) == 0 &&
-	    (sc->sc_info.flags & XENPV_XBD_READONLY) != 0)
+	    (info.flags & XENPV_XBD_READONLY) != 0)
 		error = EROFS;
 	if (error != 0) {
 		bp->b_error = error;
@@ -715,8 +737,9 @@ static int
 xbdread(dev_t dev, struct uio *uio, int flags)
 {
 	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
+	struct xenpv_xbd_info info;
 
-	if (sc == NULL || !DK_ATTACHED(&sc->sc_dksc))
+	if (sc == NULL || !xbd_running(sc, &info))
 		return ENXIO;
 	return physio(xbdstrategy, NULL, dev, B_READ, minphys, uio);
 }
@@ -725,10 +748,11 @@ static int
 xbdwrite(dev_t dev, struct uio *uio, int flags)
 {
 	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
+	struct xenpv_xbd_info info;
 
-	if (sc == NULL || !DK_ATTACHED(&sc->sc_dksc))
+	if (sc == NULL || !xbd_running(sc, &info))
 		return ENXIO;
-	if ((sc->sc_info.flags & XENPV_XBD_READONLY) != 0)
+	if ((info.flags & XENPV_XBD_READONLY) != 0)
 		return EROFS;
 	return physio(xbdstrategy, NULL, dev, B_WRITE, minphys, uio);
 }
@@ -737,17 +761,19 @@ static int
 xbdioctl(dev_t dev, u_long cmd, void *data, int flag, struct lwp *l)
 {
 	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
+	struct xenpv_xbd_info info;
 
 	if (sc == NULL)
 		return ENXIO;
+	(void)xbd_running(sc, &info);
 	switch (cmd) {
 	case DIOCGCACHE:
 		/* A cache that can be flushed is taken for a write cache. */
-		*(int *)data = (sc->sc_info.flags & XENPV_XBD_FLUSH) != 0 ?
+		*(int *)data = (info.flags & XENPV_XBD_FLUSH) != 0 ?
 		    DKCACHE_WRITE : 0;
 		return 0;
 	case DIOCCACHESYNC:
-		if ((sc->sc_info.flags & XENPV_XBD_FLUSH) == 0)
+		if ((info.flags & XENPV_XBD_FLUSH) == 0)
 			return EOPNOTSUPP;
 		return xbd_sync(sc);
 	default:
@@ -759,8 +785,9 @@ static int
 xbdsize(dev_t dev)
 {
 	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
+	struct xenpv_xbd_info info;
 
-	if (sc == NULL || sc->sc_state != XBD_RUNNING)
+	if (sc == NULL || !xbd_running(sc, &info))
 		return -1;
 	return dk_size(&sc->sc_dksc, dev);
 }
