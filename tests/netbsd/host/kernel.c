@@ -1014,15 +1014,15 @@ dk_dump(struct dk_softc *dksc, dev_t dev, daddr_t blkno, void *va,
 {
 	const struct dkdriver *driver = dksc->sc_dkdev.dk_driver;
 	const size_t secsize = dksc->sc_dkdev.dk_geom.dg_secsize;
-	int error, max = MAXPHYS * 4;
+	const size_t max = MAXPHYS;
+	int error;
 	size_t now;
 
 	(void)dev, (void)flags;
 	if (!DK_ATTACHED(dksc))
 		return ENXIO;
-	(*driver->d_iosize)(dksc->sc_dev, &max);
 	for (blkno /= secsize / DEV_BSIZE; size > 0; size -= now) {
-		now = size < (size_t)max ? size : (size_t)max;
+		now = size < max ? size : max;
 		error = (*driver->d_dumpblocks)(dksc->sc_dev, va, blkno,
 		    now / secsize);
 		if (error != 0)

@@ -391,7 +391,6 @@ struct dkdriver {
 	int	(*d_open)(dev_t, int, int, struct lwp *);
 	int	(*d_close)(dev_t, int, int, struct lwp *);
 	int	(*d_diskstart)(device_t, struct buf *);
-	void	(*d_iosize)(device_t, int *);
 	int	(*d_dumpblocks)(device_t, void *, daddr_t, int);
 	int	(*d_lastclose)(device_t);
 };
