@@ -17,6 +17,7 @@ __KERNEL_RCSID(0, "$NetBSD$");
 
 #include <sys/param.h>
 #include <sys/systm.h>
+#include <sys/atomic.h>
 #include <sys/buf.h>
 #include <sys/bufq.h>
 #include <sys/conf.h>
@@ -50,6 +51,7 @@ struct xbd_softc {
 	struct lwp		*sc_discover;
 	struct xenpv_counters	sc_counters;
 	time_t			sc_since;	/* when it was attached */
+	volatile unsigned int	sc_ready;	/* its locks are there */
 
 	kmutex_t		sc_lock;	/* IPL_VM; what follows */
 	kcondvar_t		sc_cv;
@@ -178,13 +180,18 @@ xbd_match(device_t parent, cfdata_t cf, void *aux)
 
 /*
  * Tells whether the disk takes transfers, and what it is. The thread changes
- * both at any time.
+ * both at any time; and a device is found by its number, so by a user, before
+ * its attach function has made the lock.
  */
 static bool
 xbd_running(struct xbd_softc *sc, struct xenpv_xbd_info *info)
 {
 	bool running;
 
+	if (atomic_cas_uint(&sc->sc_ready, 1, 1) != 1) {
+		memset(info, 0, sizeof(*info));
+		return false;
+	}
 	mutex_enter(&sc->sc_lock);
 	running = sc->sc_state == XBD_RUNNING;
 	*info = sc->sc_info;
@@ -233,6 +240,7 @@ xbd_attach(device_t parent, device_t self, void *aux)
 
 	sc->sc_state = XBD_CONNECTING;
 	sc->sc_pending = true;
+	atomic_swap_uint(&sc->sc_ready, 1);
 	config_pending_incr(self);
 
 	memset(&setup, 0, sizeof(setup));

@@ -514,6 +514,15 @@ atomic_swap_uint(volatile unsigned int *p, unsigned int value)
 	return __atomic_exchange_n(p, value, __ATOMIC_SEQ_CST);
 }
 
+unsigned int
+atomic_cas_uint(volatile unsigned int *p, unsigned int old, unsigned int new)
+{
+
+	(void)__atomic_compare_exchange_n(p, &old, new, false,
+	    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	return old;
+}
+
 /*
  * Memory.
  */

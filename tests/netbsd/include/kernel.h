@@ -165,6 +165,7 @@ typedef struct once {
 int	run_once(once_t *, int (*)(void));
 
 u_int	atomic_swap_uint(volatile u_int *, u_int);
+u_int	atomic_cas_uint(volatile u_int *, u_int, u_int);
 void	*atomic_swap_ptr(volatile void *, void *);
 void	*atomic_cas_ptr(volatile void *, void *, void *);
 
