@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use mock::Node;
 use netbsd::Kernel;
-use netbsd::kernel::{Console, as_panicked};
+use netbsd::interrupts;
+use netbsd::kernel::Console;
 use xencons::back;
 
 /// Bytes of the ring that the kernel writes to.
@@ -141,12 +142,14 @@ fn a_terminal_that_nobody_reads_costs_one_delay() {
 fn the_debugger_writes_and_reads_whatever_it_interrupted_and_the_console_goes_on() {
     let (kernel, console, daemon) = boot();
     console.put(b"before ");
-    console.poll(true);
-    console.put(b"db> ");
-    // The interrupt's handler leaves what is typed to the debugger.
-    daemon.write(&kernel, b"c");
-    assert_eq!(console.get(), b'c');
-    console.poll(false);
+    // The debugger stops all other processors before it does anything.
+    interrupts::without(|| {
+        console.poll(true);
+        console.put(b"db> ");
+        daemon.write(&kernel, b"c");
+        assert_eq!(console.get(), b'c');
+        console.poll(false);
+    });
     console.put(b"after");
     assert_eq!(daemon.read_all(&kernel, 16), b"before db> after");
     assert_eq!(console.input(), b"");
@@ -159,11 +162,13 @@ fn the_debugger_writes_and_reads_whatever_it_interrupted_and_the_console_goes_on
 #[test]
 fn a_panic_is_told_by_polling() {
     let (kernel, console, daemon) = boot();
-    kernel.panicked(|| console.put(b"panic: test"));
+    kernel.panicked(|| {
+        console.put(b"panic: test");
+        // Here nobody is really dead: the debugger, which a panic enters, leaves the console in order.
+        console.poll(true);
+        console.poll(false);
+    });
     assert_eq!(daemon.read_all(&kernel, 11), b"panic: test");
-    // Here nobody is really dead: the debugger, which a panic enters, leaves the console in order.
-    as_panicked(|| console.poll(true));
-    console.poll(false);
     console.put(b"!");
     assert_eq!(daemon.read_all(&kernel, 1), b"!");
     drop(daemon);

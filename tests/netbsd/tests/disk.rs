@@ -123,7 +123,7 @@ fn shuffle(seed: u64, first: usize, mut known: Vec<u8>, rounds: usize, alignment
         let wired = Wired::new(18);
         wired.fill(0, &[0xee; 18 * 4096]);
         if !read {
-            let data: Vec<u8> = (0..len).map(|_| lots.below(256) as u8).collect();
+            let data: Vec<u8> = (0..len / 8).flat_map(|_| lots.below(usize::MAX).to_le_bytes()).collect();
             wired.fill(offset, &data);
             known[at..at + len].copy_from_slice(&data);
         }
