@@ -179,19 +179,28 @@ xbd_match(device_t parent, cfdata_t cf, void *aux)
 }
 
 /*
+ * Returns the disk of a device number, for whoever hasn't opened it: a device
+ * is found by its number before its attach function has made its locks.
+ */
+static struct xbd_softc *
+xbd_find(dev_t dev)
+{
+	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
+
+	if (sc == NULL || atomic_cas_uint(&sc->sc_ready, 1, 1) != 1)
+		return NULL;
+	return sc;
+}
+
+/*
  * Tells whether the disk takes transfers, and what it is. The thread changes
- * both at any time; and a device is found by its number, so by a user, before
- * its attach function has made the lock.
+ * both at any time.
  */
 static bool
 xbd_running(struct xbd_softc *sc, struct xenpv_xbd_info *info)
 {
 	bool running;
 
-	if (atomic_cas_uint(&sc->sc_ready, 1, 1) != 1) {
-		memset(info, 0, sizeof(*info));
-		return false;
-	}
 	mutex_enter(&sc->sc_lock);
 	running = sc->sc_state == XBD_RUNNING;
 	*info = sc->sc_info;
@@ -692,7 +701,7 @@ xbd_lastclose(device_t self)
 static int
 xbdopen(dev_t dev, int flags, int fmt, struct lwp *l)
 {
-	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
+	struct xbd_softc *sc = xbd_find(dev);
 	struct xenpv_xbd_info info;
 	int error;
 
@@ -792,7 +801,7 @@ xbdioctl(dev_t dev, u_long cmd, void *data, int flag, struct lwp *l)
 static int
 xbdsize(dev_t dev)
 {
-	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
+	struct xbd_softc *sc = xbd_find(dev);
 	struct xenpv_xbd_info info;
 
 	if (sc == NULL || !xbd_running(sc, &info))
