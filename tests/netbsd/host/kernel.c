@@ -220,6 +220,10 @@ host_config_found(const char *type, int id, const char *path)
 	xa.xa_xbusd = &dev->xbusd;
 	__atomic_store_n(&drivers[i].units[unit], dev, __ATOMIC_RELEASE);
 	printf("%s at xenbus0", dev->xname);
+	/* It is found by its number from now on, so a user may be faster. */
+	if (path != NULL && (host_open(true, DISKMINOR(unit, 0), FREAD) == 0 ||
+	    host_size(DISKMINOR(unit, 0)) != -1))
+		panic("%s is open before it is attached", dev->xname);
 	(*dev->ca->ca_attach)(NULL, dev, aux);
 	return dev;
 }

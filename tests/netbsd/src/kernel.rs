@@ -21,7 +21,7 @@ use crate::peer::Peer;
 use crate::{interrupts, store};
 
 /// How long a test waits for what has to happen: only a fault takes so long.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Own {
     pub(crate) machine: Machine,

@@ -79,12 +79,18 @@ impl Wired {
     }
 
     /// Returns the address of a byte.
+    ///
+    /// # Panics
+    /// If it is beyond the pages.
     pub fn at(&self, offset: usize) -> *mut c_void {
         assert!(offset < self.pages * PAGE_SIZE);
         self.start.as_ptr().wrapping_add(offset).cast()
     }
 
     /// Writes bytes. Nothing is in flight there.
+    ///
+    /// # Panics
+    /// If it is beyond the pages.
     pub fn fill(&self, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= self.pages * PAGE_SIZE);
         // SAFETY: inside the pages, which nobody else uses now.
@@ -92,6 +98,9 @@ impl Wired {
     }
 
     /// Reads bytes. Nothing is in flight there.
+    ///
+    /// # Panics
+    /// If it is beyond the pages.
     pub fn bytes(&self, offset: usize, len: usize) -> Vec<u8> {
         assert!(offset + len <= self.pages * PAGE_SIZE);
         // SAFETY: as above.

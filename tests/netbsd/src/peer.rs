@@ -61,7 +61,7 @@ impl Store for Served {
             Work::Flush => _ = self.0.flushes.fetch_add(1, SeqCst),
         }
         let taken = self.0.taken.fetch_add(1, SeqCst);
-        if taken % 3 == 0 && !self.0.hold.load(SeqCst) {
+        if taken.is_multiple_of(3) && !self.0.hold.load(SeqCst) {
             return Started::Done(Ok(()));
         }
         self.1.push_front(token);

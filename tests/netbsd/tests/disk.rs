@@ -89,7 +89,9 @@ const SLOT_SECTORS: usize = 128;
 /// Reads and writes at random in a part of the disk of its own, and knows what has to be there. Returns that.
 fn shuffle(seed: u64, first: usize, mut known: Vec<u8>, rounds: usize, alignments: usize) -> Vec<u8> {
     let mut lots = Lots(seed);
-    let mut under_way: Vec<Option<(Transfer, bool, usize, usize, usize)>> = (0..SLOTS).map(|_| None).collect();
+    // The transfer, whether it reads, where on the disk, where in memory, how long.
+    type UnderWay = (Transfer, bool, usize, usize, usize);
+    let mut under_way: Vec<Option<UnderWay>> = (0..SLOTS).map(|_| None).collect();
     for round in 0..rounds + SLOTS {
         let slot = round % SLOTS;
         if let Some((transfer, read, at, offset, len)) = under_way[slot].take() {
@@ -242,7 +244,7 @@ fn each_transfer_ends_once_if_the_back_end_vanishes() {
     peer.medium.hold.store(true, SeqCst);
     let before = peer.medium.taken.load(SeqCst);
     // More than the ring takes, and of all kinds, so that some wait in the queue and for the bounce buffer.
-    let start = |at: usize| XBD0.start(at % 2 == 0, at as u64 * 128, Wired::new(18), at % 3 * 256, 16 * 4096);
+    let start = |at: usize| XBD0.start(at.is_multiple_of(2), at as u64 * 128, Wired::new(18), at % 3 * 256, 16 * 4096);
     let transfers: Vec<_> = (0..48).map(start).collect();
     let sync = std::thread::spawn(|| XBD0.sync());
     kernel.wait("the back end has some", || peer.medium.taken.load(SeqCst) > before + 8);

@@ -15,6 +15,17 @@ unsafe extern "C" {
     fn xengnt_status(entry: u32) -> c_int;
 }
 
+/// Tells whether a page is mapped.
+fn status(entry: u32) -> c_int {
+    // SAFETY: only looks.
+    unsafe { xengnt_status(entry) }
+}
+
+fn revoke(entry: u32) {
+    // SAFETY: a reference in use.
+    unsafe { xengnt_revoke_access(entry) };
+}
+
 /// Grants a page, for writing, and returns the reference.
 fn grant(kernel: &Kernel, to: u16, wired: &Wired) -> u32 {
     let frame = kernel.machine().domain(kernel.id()).gfn_of(std::ptr::NonNull::new(wired.at(0).cast()).unwrap());
@@ -38,16 +49,15 @@ fn a_page_is_granted_mapped_and_revoked() {
     let wired = Wired::new(1);
     wired.fill(0, b"granted");
     let entry = grant(&kernel, peer.id.0, &wired);
-    // SAFETY: a reference in use, here and below.
-    assert_eq!(unsafe { xengnt_status(entry) }, 0);
+    assert_eq!(status(entry), 0);
     let mapped = MappedPages::new(&peer.platform, kernel.id(), &[GrantRef(entry)]).unwrap();
     let mut text = [0; 7];
     mapped.view().read(0, &mut text);
     assert_eq!(&text, b"granted");
-    assert_eq!(unsafe { xengnt_status(entry) }, 1);
+    assert_eq!(status(entry), 1);
     drop(mapped);
-    assert_eq!(unsafe { xengnt_status(entry) }, 0);
-    unsafe { xengnt_revoke_access(entry) };
+    assert_eq!(status(entry), 0);
+    revoke(entry);
     assert_eq!(kernel.log(), "");
     assert!(MappedPages::new(&peer.platform, kernel.id(), &[GrantRef(entry)]).is_err());
     drop(wired);
@@ -62,16 +72,14 @@ fn a_page_that_is_mapped_still_is_told_of_and_its_reference_comes_back() {
     let wired = Wired::new(1);
     let entry = grant(&kernel, peer.id.0, &wired);
     let mapped = MappedPages::new(&peer.platform, kernel.id(), &[GrantRef(entry)]).unwrap();
-    // SAFETY: a reference in use.
-    unsafe { xengnt_revoke_access(entry) };
+    revoke(entry);
     assert!(kernel.log().contains(&format!("xengnt: grant {entry}: still mapped")), "{}", kernel.log());
     assert_eq!(quarantined(), 1);
     drop(mapped);
     // What is not mapped any more is free when the next references are wanted.
     let other = grant(&kernel, peer.id.0, &wired);
     assert_eq!(quarantined(), 0);
-    // SAFETY: as above.
-    unsafe { xengnt_revoke_access(other) };
+    revoke(other);
     drop(wired);
     kernel.machine().kill(peer.id);
     kernel.give_back();
