@@ -3,13 +3,13 @@
 #![allow(non_upper_case_globals, reason = "constants in patterns have their C names")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::ptr::{NonNull, with_exposed_provenance_mut};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::ThreadId;
 use std::time::Duration;
 
 use hypercall::{DomId, Gfn, GrantRef, Hypervisor, Level, Nr, Platform, Port, Region};
@@ -69,7 +69,6 @@ pub(crate) struct State {
     pub(crate) log: Vec<String>,
     /// How often work was done uninterrupted, and which threads are at it now, and how deep.
     uninterrupted: usize,
-    depths: HashMap<ThreadId, usize>,
     interrupts: Interrupts,
 }
 
@@ -97,6 +96,11 @@ impl State {
     fn at(&self, host_addr: u64) -> usize {
         if self.is_translated { self.frames[&(host_addr / PAGE as u64)] } else { host_addr as usize }
     }
+}
+
+thread_local! {
+    /// How deep this thread is in work that nothing interrupts.
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
 }
 
 struct Inner {
@@ -227,13 +231,9 @@ impl Fake {
         self.state().interrupts = Interrupts::None;
     }
 
-    fn depth(&self) -> usize {
-        self.state().depths.get(&std::thread::current().id()).copied().unwrap_or(0)
-    }
-
     /// A place at which an interrupt may come. The thread goes on only when the handler has returned, as on one CPU.
     fn interruptible(&self) {
-        if self.depth() > 0 {
+        if DEPTH.get() > 0 {
             return;
         }
         let Interrupts::Handler(handler) = std::mem::replace(&mut self.state().interrupts, Interrupts::Handled) else {
@@ -254,7 +254,7 @@ impl Fake {
 
     /// Says that this is slow work, which nobody does uninterrupted.
     fn slow(&self) {
-        assert_eq!(self.depth(), 0, "slow work while interrupts are held off");
+        assert_eq!(DEPTH.get(), 0, "slow work while interrupts are held off");
         self.interruptible();
     }
 
@@ -474,8 +474,15 @@ unsafe impl Platform for Fake {
     }
 
     fn mapped(&self, va: NonNull<u8>) -> NonNull<u8> {
-        self.interruptible();
-        self.state().mappings.get(&va.as_ptr().addr()).copied().unwrap_or(va)
+        let state = self.state();
+        let mapped = state.mappings.get(&va.as_ptr().addr()).copied().unwrap_or(va);
+        // Asked for each entry of a table: what is mostly in vain is to cost little under Miri.
+        let interrupted = matches!(state.interrupts, Interrupts::Handler(_));
+        drop(state);
+        if interrupted {
+            self.interruptible();
+        }
+        mapped
     }
 
     fn now_ns(&self) -> u64 {
@@ -486,22 +493,17 @@ unsafe impl Platform for Fake {
 
     fn uninterrupted<T>(&self, work: impl FnOnce() -> T) -> T {
         /// Comes out again, even by a panic.
-        struct Inside<'a>(&'a Fake, ThreadId);
+        struct Inside;
 
-        impl Drop for Inside<'_> {
+        impl Drop for Inside {
             fn drop(&mut self) {
-                if let Some(depth) = self.0.state().depths.get_mut(&self.1) {
-                    *depth -= 1;
-                }
+                DEPTH.set(DEPTH.get() - 1);
             }
         }
 
-        let thread = std::thread::current().id();
-        let mut state = self.state();
-        state.uninterrupted += 1;
-        *state.depths.entry(thread).or_default() += 1;
-        drop(state);
-        let _inside = Inside(self, thread);
+        self.state().uninterrupted += 1;
+        DEPTH.set(DEPTH.get() + 1);
+        let _inside = Inside;
         work()
     }
 
