@@ -402,7 +402,7 @@ fn a_detach_does_not_wait_for_a_watch_that_only_its_own_thread_could_tell_of() {
 fn a_boot_does_not_wait_for_ever_for_a_silent_back_end() {
     let kernel = Kernel::with_disks();
     let back = Script::new(&kernel, &[]);
-    assert_eq!(kernel.pending(), 1);
+    kernel.wait("the boot waits for the disk", || kernel.pending() == 1);
     kernel.skip_seconds(60);
     kernel.wait_said("xbd0: the back end doesn't answer; not waited for any longer\n");
     kernel.wait("nobody waits for the disk", || kernel.pending() == 0);
