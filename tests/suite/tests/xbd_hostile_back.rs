@@ -4,13 +4,13 @@
 mod common;
 
 use common::{Bed, DEPTH, Done, FrontOwner, Lots, RawBack, answer};
-use hypercall::Platform;
+use hypercall::{DomId, Platform};
 use xbd::front::{IoError, QueueError, SubmitError};
 use xbd::protocol::Operation;
 use xen_sys::io::blkif::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, BlkifOp, BlkifResponse};
 use xenbus::device::State;
 use xenbus::ring::RingError;
-use xenbus::store::{Store, Tx};
+use xenbus::store::{Perm, Store, Tx};
 
 fn connected(seed: u64) -> (Bed, FrontOwner, RawBack) {
     let bed = Bed::new(seed);
@@ -260,6 +260,64 @@ fn patience_with_a_back_end_that_is_gone_has_an_end() {
     assert_eq!(front.done.iter().filter(|done| !done.whole).count(), 1, "the page that it keeps is never ours again");
     drop((front, back));
     assert_eq!(bed.machine.violations(), [""; 0]);
+}
+
+#[test]
+fn front_end_that_may_not_write_its_state_any_more_ends_all_the_same() {
+    for closes_first in [true, false] {
+        let (bed, mut front, back) = connected(41);
+        front.submit(&bed, Operation::Read, 0, 1).unwrap();
+        let state = format!("/local/domain/{}/{}/state", bed.front.id.0, bed.device.front_path());
+        let nobody = Perm { domain: DomId(0), read: false, write: false };
+        let reads = Perm { domain: bed.front.id, read: true, write: false };
+        bed.toolstack.store.set_permissions(Tx::NONE, &state, &[nobody, reads]).unwrap();
+        if closes_first {
+            front.front.close().unwrap_err();
+            assert!(front.front.device().is_closing());
+        }
+        drop(back);
+        bed.back_says("state", State::Closed.number()).unwrap();
+        front.follow(&bed);
+        assert!(front.closed, "{:?}", front.errors);
+        front.check_each_once();
+        drop(front);
+        bed.check_quiet();
+    }
+}
+
+#[test]
+fn sector_size_that_changes_under_a_connected_disk_is_a_fault() {
+    let (bed, mut front, back) = connected(43);
+    bed.back_says("sector-size", 4096).unwrap();
+    bed.back_says("state", State::Connected.number()).unwrap();
+    front.follow(&bed);
+    assert_eq!(front.errors, ["node sector-size has the impossible value \"4096\""]);
+    assert_eq!(bed.front_state().as_deref(), Some("5"), "it is being closed");
+    ends(&bed, &mut front, back);
+    drop(front);
+    bed.check_quiet();
+}
+
+#[test]
+fn answer_whose_page_is_held_is_told_of_and_tried_again() {
+    let (bed, mut front, mut back) = connected(47);
+    front.submit(&bed, Operation::Read, 0, 1).unwrap();
+    let requests = back.requests();
+    assert!(back.map(&bed, 0, &requests[0]));
+    back.respond(&[answer(&requests[0], BLKIF_RSP_OKAY)]);
+    front.follow(&bed);
+    assert_eq!(front.front.queue().unwrap().held(), 1);
+    assert_eq!(front.done, []);
+    back.window.unmap(0).unwrap();
+    // No event tells of that: the owner asks.
+    front.poll();
+    assert_eq!(front.front.queue().unwrap().held(), 0);
+    front.check_each_once();
+    front.front.close().unwrap();
+    front.step();
+    ends(&bed, &mut front, back);
+    drop(front);
+    bed.check_quiet();
 }
 
 #[test]
