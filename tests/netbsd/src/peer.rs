@@ -24,6 +24,9 @@ pub struct Medium {
     pub flushes: AtomicU64,
     /// Requests that were taken.
     pub taken: AtomicU64,
+    /// The back end is to stand still for ever, and does.
+    dead: AtomicBool,
+    still: AtomicBool,
 }
 
 impl Medium {
@@ -77,10 +80,14 @@ impl Store for Served {
 }
 
 /// The machine works by itself, and tests decide when something happens.
-struct Thread;
+struct Thread(Arc<Medium>);
 
 impl World for Thread {
     fn pump(&mut self) -> bool {
+        while self.0.dead.load(SeqCst) {
+            self.0.still.store(true, SeqCst);
+            std::thread::park();
+        }
         false
     }
 
@@ -117,11 +124,11 @@ impl Peer {
         if read_only {
             device.back_nodes = &[("mode", "r")];
         }
-        let served = Served(medium.clone(), VecDeque::new());
+        let (served, mut world) = (Served(medium.clone(), VecDeque::new()), Thread(medium.clone()));
         let thread = std::thread::spawn(move || {
             let node = suite::node::Node::new("back end", node, || 0);
             let server = async { suite::block::serve(&node, handle, served).await.map(drop) };
-            run(std::slice::from_ref(&node), &mut Thread, vec![Program::new("server", server)])
+            run(std::slice::from_ref(&node), &mut world, vec![Program::new("server", server)])
         });
         device.attach(&kernel.toolstack().store).expect("dom0 may write everywhere");
         Self { medium, device, thread }
@@ -153,12 +160,12 @@ impl Peer {
     /// # Panics
     /// If the store refuses.
     pub fn kill(self, kernel: &Kernel) {
+        // Its processor stops, before what it has mapped goes away from under it.
+        self.medium.dead.store(true, SeqCst);
+        kernel.wait("the back end stands still", || self.medium.still.load(SeqCst));
         kernel.remove_back(&self.device);
         kernel.machine().kill(self.device.back);
-        self.medium.hold.store(false, SeqCst);
         kernel.wait_said(&format!("{} is free", self.device.front_path()));
-        // How a program of a dead domain ends is nobody's concern, nor when: it waits for a store that doesn't answer.
-        drop(self.thread);
         self.device.clean_up(&kernel.toolstack().store).expect("dom0 may remove everything");
     }
 }

@@ -138,7 +138,7 @@ fn shuffle(seed: u64, first: usize, mut known: Vec<u8>, rounds: usize, alignment
 #[test]
 fn what_is_written_is_read_from_any_address_by_any_length_by_many_at_once() {
     const THREADS: usize = 4;
-    const ROUNDS: usize = 250;
+    const ROUNDS: usize = 160;
     let kernel = Kernel::with_disks();
     let peer = attach(&kernel, false);
     assert_eq!(XBD0.open(true, true), 0);
