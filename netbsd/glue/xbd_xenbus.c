@@ -65,6 +65,7 @@ struct xbd_softc {
 	bool			sc_attached;	/* dk_attach() was called */
 	bool			sc_close;	/* the thread is to close it */
 	bool			sc_detaching;	/* xbd_detach() waits */
+	time_t			sc_detach_since;
 	bool			sc_warned;
 	struct timeval		sc_said;	/* when a size was printed */
 };
@@ -163,6 +164,8 @@ CTASSERT(sizeof(struct xenpv_xbd_counters) <= XENPV_COUNTERS_MAX);
 
 /* How long a boot waits for a back end that doesn't answer, in seconds. */
 #define	XBD_PATIENCE	60
+/* How long a forced detach waits for one that neither answers nor goes. */
+#define	XBD_DETACH_PATIENCE	30
 
 /*
  * Autoconfiguration.
@@ -305,6 +308,7 @@ xbd_end(struct xbd_softc *sc, bool force)
 	sc->sc_state = XBD_CLOSING;
 	sc->sc_close = true;
 	sc->sc_detaching = force;
+	sc->sc_detach_since = time_uptime;
 	mutex_exit(&sc->sc_lock);
 	if (lost)
 		xbd_lost(sc);
@@ -447,14 +451,22 @@ static int
 xbd_patience(struct xbd_softc *sc)
 {
 	bool detaching, pending, attached;
+	time_t since;
 
 	mutex_enter(&sc->sc_lock);
 	detaching = sc->sc_detaching;
+	since = sc->sc_detach_since;
 	pending = sc->sc_pending;
 	attached = sc->sc_attached;
 	mutex_exit(&sc->sc_lock);
-	if (detaching)
+	if (detaching) {
+		if (time_uptime - since >= XBD_DETACH_PATIENCE) {
+			aprint_error_dev(sc->sc_dksc.sc_dev, "the back end "
+			    "neither answers nor goes; given up\n");
+			xenpv_xbd_abandon(sc->sc_disk);
+		}
 		return MAX(hz / 10, 1);
+	}
 	if (!pending)
 		return 0;
 	/* A detach may be waiting for this one to settle, and tells nothing. */

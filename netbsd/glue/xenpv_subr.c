@@ -166,7 +166,8 @@ xenpv_frame(const void *va)
 {
 	paddr_t pa;
 
-#ifdef XENPV
+#if defined(XENPV) || __NetBSD_Version__ < 900000000
+	/* Before 9, all of Xen is PV. */
 	if (!pmap_extract_ma(pmap_kernel(), (vaddr_t)va, &pa))
 #else
 	if (!pmap_extract(pmap_kernel(), (vaddr_t)va, &pa))

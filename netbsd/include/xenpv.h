@@ -346,6 +346,15 @@ int xenpv_xbd_step(const struct xenpv_xbd *disk,
 void xenpv_xbd_close(const struct xenpv_xbd *disk);
 
 /*
+ * Waits no longer for a back end that neither answers nor goes: the next
+ * xenpv_xbd_step ends the disk whatever the back end says, and what is in
+ * flight with EIO.
+ *
+ * Context: the device's thread. Locks: any.
+ */
+void xenpv_xbd_abandon(const struct xenpv_xbd *disk);
+
+/*
  * Frees a disk, after XENPV_XBD_CLOSED. Before, what is in flight would be
  * lost without a word.
  *

@@ -13,6 +13,8 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char, c_int, c_void};
+use core::sync::atomic::AtomicBool;
+use core::sync::atomic::Ordering::Relaxed;
 
 use hypercall::grant::GrantTable;
 use hypercall::{Level, Platform};
@@ -151,6 +153,8 @@ pub struct Disk {
     /// The device's thread alone looks at this, whatever interrupts do with the rest.
     front: UnsafeCell<Front<Own, Part, Standing>>,
     state: Arc<Locked<State>>,
+    /// The back end is not waited for any longer.
+    abandoned: AtomicBool,
     arg: *mut c_void,
     done: extern "C" fn(*mut c_void, *mut c_void, c_int),
 }
@@ -178,7 +182,14 @@ impl Disk {
         let standing = Standing(Arc::clone(&state));
         let mut front = Front::with_place(&own, &path.to_string_lossy(), standing).map_err(fail)?;
         front.set_patience_ns(PATIENCE_NS);
-        Ok(Self { kernel, front: UnsafeCell::new(front), state, arg: setup.arg, done: setup.done })
+        Ok(Self {
+            kernel,
+            front: UnsafeCell::new(front),
+            state,
+            abandoned: AtomicBool::new(false),
+            arg: setup.arg,
+            done: setup.done,
+        })
     }
 
     fn tell(&self, finished: &Finished) {
@@ -237,7 +248,11 @@ impl Disk {
         // Asked even if the other end has not moved: closing goes on by itself.
         front.device().changed();
         let mut lost = Lost::default();
-        let stepped = front.step(|completion| lost.push(&completion));
+        let stepped = if self.abandoned.load(Relaxed) {
+            Ok(front.abandon(|completion| lost.push(&completion)))
+        } else {
+            front.step(|completion| lost.push(&completion))
+        };
         self.settle(&lost);
         match stepped {
             Ok(Change::Connected(disk)) => (XENPV_XBD_CONNECTED, Some(info(&disk))),
@@ -336,6 +351,19 @@ pub unsafe extern "C" fn xenpv_xbd_close(disk: *const Disk) {
     // There are no new requests even if the store refuses to be told.
     // SAFETY: the caller's promise: a disk, and its thread.
     let _ = unsafe { (*disk).front().close() };
+}
+
+/// Waits no longer for a back end that neither answers nor goes: the next `xenpv_xbd_step` ends the disk whatever the back end says, and
+/// what is in flight with EIO.
+///
+/// Context: the device's thread. Locks: any.
+///
+/// # Safety
+/// `disk` is a disk.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xenpv_xbd_abandon(disk: *const Disk) {
+    // SAFETY: the caller's promise.
+    unsafe { (*disk).abandoned.store(true, Relaxed) };
 }
 
 /// Frees a disk, after XENPV_XBD_CLOSED. Before, what is in flight would be lost without a word.

@@ -399,6 +399,25 @@ fn a_detach_does_not_wait_for_a_watch_that_only_its_own_thread_could_tell_of() {
 }
 
 #[test]
+fn a_back_end_that_neither_answers_nor_goes_is_given_up_by_a_forced_detach() {
+    let kernel = Kernel::with_disks();
+    let back = Script::connect(&kernel, &[("sectors", "64")]);
+    kernel.wait("the disk is there", || XBD0.open(true, true) == 0);
+    let ended = std::thread::spawn(|| XBD0.transfer(false, 0, Wired::new(1), 0, SECTOR).0);
+    let path = format!("/local/domain/{}/{}/state", back.0.back.0, back.0.back_path());
+    let (store, node) = (kernel.toolstack().store, path.clone());
+    kernel.wait("a request is in flight", || counter(c"requests") == 1);
+    on_next_detach(move || store.write_text(Tx::NONE, &node, 4).unwrap());
+    back.state(&kernel, "6");
+    kernel.wait("it was seen", || kernel.node(&path).as_deref() == Some("4"));
+    kernel.skip_seconds(30);
+    kernel.wait_said("xbd0: the back end neither answers nor goes; given up\n");
+    assert_eq!(ended.join().unwrap(), EIO);
+    back.remove(&kernel);
+    kernel.give_back();
+}
+
+#[test]
 fn a_boot_does_not_wait_for_ever_for_a_silent_back_end() {
     let kernel = Kernel::with_disks();
     let back = Script::new(&kernel, &[]);

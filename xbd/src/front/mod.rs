@@ -186,6 +186,15 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
         }
     }
 
+    /// Ends the device whatever the other end says: for an owner that can't wait any longer for one that neither answers nor goes. Called
+    /// again until it returns [`Change::Closed`], as pages that the other end maps get their time here, too. `lost` gets what is in
+    /// flight.
+    pub fn abandon(&mut self, lost: impl FnMut(Completion<B>)) -> Change {
+        // The store need not hear of it.
+        let _ = self.close();
+        self.end(lost).unwrap_or(Change::Closed)
+    }
+
     /// Wants the device to end: no new requests. It ends in a [`step`](Self::step), when nothing is in flight.
     ///
     /// # Errors
