@@ -47,6 +47,10 @@ pub struct Segment {
 pub unsafe trait Buffer {
     /// Returns its parts in order. The answer is the same each time.
     fn segments(&self) -> impl Iterator<Item = Segment>;
+
+    /// Returns the same parts as this domain sees them: as many, of the same lengths. Data that goes by way of other pages is copied
+    /// by these.
+    fn parts(&self) -> impl Iterator<Item = Shared<'_>>;
 }
 
 // SAFETY: nothing is a buffer without segments, something is one itself.
@@ -54,12 +58,20 @@ unsafe impl<B: Buffer> Buffer for Option<B> {
     fn segments(&self) -> impl Iterator<Item = Segment> {
         self.iter().flat_map(Buffer::segments)
     }
+
+    fn parts(&self) -> impl Iterator<Item = Shared<'_>> {
+        self.iter().flat_map(Buffer::parts)
+    }
 }
 
 // SAFETY: the pages are those of the second half; the first is what its owner knows it by.
 unsafe impl<T, B: Buffer> Buffer for (T, B) {
     fn segments(&self) -> impl Iterator<Item = Segment> {
         self.1.segments()
+    }
+
+    fn parts(&self) -> impl Iterator<Item = Shared<'_>> {
+        self.1.parts()
     }
 }
 
@@ -185,6 +197,11 @@ unsafe impl<P: Platform> Buffer for PageBuf<P> {
             offset: 0,
             len: (self.len - index * PAGE_SIZE).min(PAGE_SIZE) as u16,
         })
+    }
+
+    fn parts(&self) -> impl Iterator<Item = Shared<'_>> {
+        let bytes = self.shared();
+        (0..self.len).step_by(PAGE_SIZE).map(move |at| bytes.slice(at, (self.len - at).min(PAGE_SIZE)))
     }
 }
 

@@ -29,3 +29,12 @@ pub const SECTOR: usize = 512;
 
 /// Segments of a direct request (io/blkif.h, BLKIF_MAX_SEGMENTS_PER_REQUEST).
 pub const MAX_SEGMENTS: usize = xen_sys::io::blkif::BLKIF_MAX_SEGMENTS_PER_REQUEST;
+
+/// Segments on one page of an indirect request (io/blkif.h, struct blkif_request_segment).
+pub const SEGMENTS_PER_PAGE: usize = hypercall::mem::PAGE_SIZE / protocol::Segment::BYTES;
+
+/// Segments of an indirect request (io/blkif.h, BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST).
+pub const MAX_INDIRECT_SEGMENTS: usize = xen_sys::io::blkif::BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST * SEGMENTS_PER_PAGE;
+
+/// Pages of the largest ring that we offer or make.
+pub const MAX_RING_PAGES: usize = 16;

@@ -119,3 +119,17 @@ impl<T> Default for GuestHandle<T> {
 ///
 /// Every bit pattern is a valid value, no byte is padding, the size is a multiple of 4, and the alignment is at most 8.
 pub unsafe trait Wire: Copy + 'static {}
+
+/// Returns the bytes of `from` as another type: what stands in a slot that several structures share. Bytes that `from` lacks are
+/// zero, those that `T` lacks are left out.
+#[inline]
+pub fn reinterpret<F: Wire, T: Wire>(from: &F) -> T {
+    let mut to = core::mem::MaybeUninit::<T>::zeroed();
+    let count = if size_of::<F>() < size_of::<T>() { size_of::<F>() } else { size_of::<T>() };
+    // SAFETY: `count` bytes lie inside both, which are different objects; all bytes of `to` are initialised, and every pattern of
+    // them is a `T`, as `Wire` says.
+    unsafe {
+        core::ptr::copy_nonoverlapping(core::ptr::from_ref(from).cast::<u8>(), to.as_mut_ptr().cast::<u8>(), count);
+        to.assume_init()
+    }
+}

@@ -265,6 +265,15 @@ impl<S: Store> Device<S> {
         self.store.write_text(tx, &format!("{}/{node}", self.path), value)
     }
 
+    /// Removes one of the own nodes, if it is there.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn remove_own(&self, tx: Tx, node: &str) -> Result<(), StoreError> {
+        let removed = self.store.rm(tx, &format!("{}/{node}", self.path));
+        removed.or_else(|error| if error.is_absent() { Ok(()) } else { Err(error) })
+    }
+
     /// Removes the own directory, if it is still there: a back end's last deed.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use core::ffi::{c_int, c_void};
 use core::ptr::NonNull;
 
-use hypercall::mem::{Buffer, OutOfMemory, PAGE_SIZE, Pages, Segment};
+use hypercall::mem::{Buffer, OutOfMemory, PAGE_SIZE, Pages, Segment, Shared};
 use hypercall::{Gfn, Platform};
 use xbd::features::Disk;
 use xbd::front::{Completion, QueueError, Returned};
@@ -34,9 +34,14 @@ pub(super) struct Part {
     /// First byte in the first page.
     offset: u16,
     len: u32,
+    /// Where the kernel sees it.
+    data: NonNull<u8>,
     /// As grants have them: 32 bits.
     frames: [u32; MAX_SEGMENTS],
 }
+
+// SAFETY: an address of the kernel's memory means the same in every thread.
+unsafe impl Send for Part {}
 
 // SAFETY: the memory is the disk's until it says that the transfer is over, which it does when the part has come back; it is nobody
 // else's, or the disk's own buffer.
@@ -48,6 +53,17 @@ unsafe impl Buffer for Part {
             let offset = if index == 0 { self.offset } else { 0 };
             let len = (end - index * PAGE_SIZE).min(PAGE_SIZE) - usize::from(offset);
             Segment { gfn: Gfn(u64::from(*frame)), offset, len: len as u16 }
+        })
+    }
+
+    fn parts(&self) -> impl Iterator<Item = Shared<'_>> {
+        // SAFETY: as above, for as long as the part is there.
+        let whole = unsafe { Shared::new(self.data, self.len as usize) };
+        self.segments().scan(0, move |at, segment| {
+            let len = usize::from(segment.len);
+            let part = whole.slice(*at, len);
+            *at += len;
+            Some(part)
         })
     }
 }
@@ -62,7 +78,7 @@ impl Part {
             let page = NonNull::new(data.wrapping_sub(offset).wrapping_add(index * PAGE_SIZE))?;
             *frame = u32::try_from(kernel.gfn_of(page).0).ok()?;
         }
-        Some(Self { io, offset: offset as u16, len: len as u32, frames })
+        Some(Self { io, offset: offset as u16, len: len as u32, data: NonNull::new(data)?, frames })
     }
 
     /// Returns how many bytes at `data` one part can take: up to the end of its last page.

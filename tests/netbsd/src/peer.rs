@@ -40,6 +40,10 @@ impl Medium {
 struct Served(Arc<Medium>, VecDeque<Token>);
 
 impl Store for Served {
+    fn handle(&self) -> Self {
+        Self(Arc::clone(&self.0), VecDeque::new())
+    }
+
     fn sectors(&self) -> u64 {
         (self.0.bytes.lock().unwrap_or_else(PoisonError::into_inner).len() / SECTOR) as u64
     }
@@ -49,19 +53,21 @@ impl Store for Served {
         match work {
             Work::Read { sector, parts } => {
                 let mut at = sector as usize * SECTOR;
-                for part in parts {
+                for part in parts.iter() {
                     part.write(0, &bytes[at..at + part.len()]);
                     at += part.len();
                 }
             }
             Work::Write { sector, parts } => {
                 let mut at = sector as usize * SECTOR;
-                for part in parts {
+                for part in parts.iter() {
                     part.read(0, &mut bytes[at..at + part.len()]);
                     at += part.len();
                 }
             }
             Work::Flush => _ = self.0.flushes.fetch_add(1, SeqCst),
+            // None is offered.
+            Work::Discard { .. } => return Started::Done(Err(StoreFault::NotSupported)),
         }
         let taken = self.0.taken.fetch_add(1, SeqCst);
         if taken.is_multiple_of(3) && !self.0.hold.load(SeqCst) {

@@ -1,6 +1,5 @@
 //! The disk: a server with a store in memory, a client that writes, reads back and verifies.
 
-use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec;
@@ -9,73 +8,16 @@ use alloc::vec::Vec;
 use hypercall::mem::{PAGE_SIZE, PageBuf};
 use hypercall::{DomId, Platform};
 use sha2::{Digest, Sha256};
-use xbd::back::{self, Back, Started, Store, StoreFault, Token, Work};
+use xbd::back::{self, Back, Store};
 use xbd::features::Disk;
 use xbd::front::{self, Completion, Front, IoError, Queue, Returned, SubmitError};
 use xbd::protocol::Operation;
 use xbd::{MAX_SEGMENTS, SECTOR};
 use xenbus::device::{Enumerator, Hotplug};
 
+pub use crate::disk::Memory;
 use crate::node::{Node, Own};
 use crate::{Context, Failure, ensure};
-
-/// A disk in memory. It finishes some work at once and some later, by turns, and the later in reverse order.
-pub struct Memory {
-    bytes: Vec<u8>,
-    started: u64,
-    later: VecDeque<Token>,
-    /// Flushes that were asked for.
-    pub flushes: u64,
-}
-
-impl Memory {
-    /// Makes a disk with these contents, a whole number of sectors.
-    pub fn new(bytes: Vec<u8>) -> Self {
-        // Room for a ring's worth, so that the data path allocates nothing.
-        Self { bytes, started: 0, later: VecDeque::with_capacity(64), flushes: 0 }
-    }
-
-    /// Returns the contents.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Store for Memory {
-    fn sectors(&self) -> u64 {
-        (self.bytes.len() / SECTOR) as u64
-    }
-
-    fn start(&mut self, token: Token, work: Work<'_>) -> Started {
-        match work {
-            Work::Read { sector, parts } => {
-                let mut at = sector as usize * SECTOR;
-                for part in parts {
-                    part.write(0, &self.bytes[at..at + part.len()]);
-                    at += part.len();
-                }
-            }
-            Work::Write { sector, parts } => {
-                let mut at = sector as usize * SECTOR;
-                for part in parts {
-                    part.read(0, &mut self.bytes[at..at + part.len()]);
-                    at += part.len();
-                }
-            }
-            Work::Flush => self.flushes += 1,
-        }
-        self.started += 1;
-        if self.started.is_multiple_of(3) {
-            return Started::Done(Ok(()));
-        }
-        self.later.push_front(token);
-        Started::Pending
-    }
-
-    fn completed(&mut self) -> Option<(Token, Result<(), StoreFault>)> {
-        self.later.pop_front().map(|token| (token, Ok(())))
-    }
-}
 
 /// What became of a disk that was served.
 pub struct Served<S> {

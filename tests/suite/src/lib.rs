@@ -21,6 +21,7 @@ extern crate alloc;
 pub mod block;
 pub mod conformance;
 pub mod console;
+pub mod disk;
 pub mod exec;
 pub mod net;
 pub mod node;

@@ -112,7 +112,7 @@ fn block_copy<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<Stri
     bed.run(vec![Program::new("client", client), Program::new("server", server)])?;
     let served = served.ok_or(Failure::new("the server has not ended"))?;
     ensure(served.store.bytes() == after, "the store has other bytes than were written")?;
-    ensure(served.store.flushes == 1, "the flush has not reached the store")?;
+    ensure(served.store.flushes() == 1, "the flush has not reached the store")?;
     ensure(served.counters.refused == 0 && served.counters.unmappable == 0, format!("{:?}", served.counters))?;
     ensure(!device.back_exists(bed.toolstack.store()).context("look")?, "the back end's directory is still there")?;
     device.clean_up(bed.toolstack.store()).context("clean up")?;
@@ -148,7 +148,7 @@ fn block_again<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<Str
         };
         bed.run(vec![Program::new("client", client), Program::new("server", server)])?;
         let served = served.ok_or(Failure::new("the server has not ended"))?;
-        bytes = served.store.bytes().to_vec();
+        bytes = served.store.bytes();
         device.clean_up(bed.toolstack.store()).context("clean up")?;
     }
     Ok(vec!["xbd: attached and detached three times".into()])

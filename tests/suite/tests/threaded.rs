@@ -77,7 +77,7 @@ fn disks_of_several_domains_are_copied_at_once() {
                     let served = block::serve(&node, block::XVDA, Memory::new(vec![0; SECTORS * SECTOR])).await?;
                     let other = noise(3 - seed, SECTORS * SECTOR);
                     suite::ensure(served.store.bytes() == other, "the store has other bytes than were written")?;
-                    suite::ensure(served.store.flushes == 1, "the flush has not reached the store")
+                    suite::ensure(served.store.flushes() == 1, "the flush has not reached the store")
                 };
                 // Client and server of a domain share its thread, as drivers share a kernel.
                 let programs = vec![Program::new("client", client), Program::new("server", server)];

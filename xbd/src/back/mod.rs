@@ -18,14 +18,15 @@ mod queue;
 pub mod store;
 
 pub use queue::{Counters, Queue};
-pub use store::{Started, Store, StoreFault, Token, Work};
+pub use store::{Parts, Started, Store, StoreFault, Token, Work};
 pub use xenbus::error::BackError;
 
 use hypercall::{Level, Platform, Port};
 use xenbus::device::{Device, State, Wish};
+use xenbus::error::NegotiationError;
 use xenbus::{Domain, Rate};
 
-use crate::features::{self, Disk};
+use crate::features::{self, Abi, Abilities, Disk, Offer};
 
 /// What a [`step`](Back::step) of the life cycle brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,7 +179,7 @@ impl<D: Domain, S: Store> Back<D, S> {
     /// [`BackError`] if xenstore refuses.
     pub fn resized(&mut self) -> Result<(), BackError> {
         let disk = self.describe()?;
-        features::offer_disk(&self.device, &disk)?;
+        features::offer_disk(&self.device, &disk, Abilities::default())?;
         if let Some(queue) = &mut self.queue {
             queue.learn(disk);
         }
@@ -190,7 +191,7 @@ impl<D: Domain, S: Store> Back<D, S> {
     }
 
     fn describe(&self) -> Result<Disk, BackError> {
-        let read_only = self.store.read_only() || !features::may_write(&self.device)?;
+        let read_only = self.store.read_only() || !features::find_wishes(&self.device)?.write;
         let sector_size = self.store.sector_size();
         Ok(Disk {
             sectors: self.store.sectors(),
@@ -200,17 +201,23 @@ impl<D: Domain, S: Store> Back<D, S> {
             cdrom: false,
             removable: false,
             flush: true,
+            barrier: false,
+            discard: None,
         })
     }
 
     fn offer(&mut self) -> Result<Change, BackError> {
-        features::offer_disk(&self.device, &self.describe()?)?;
+        features::offer_disk(&self.device, &self.describe()?, Abilities::default())?;
         self.device.switch(State::InitWait)?;
         Ok(Change::None)
     }
 
     fn connect(&mut self) -> Result<Change, BackError> {
-        let ring = features::find_ring(&self.device)?;
+        let rings = features::find_rings(&self.device, Offer::default())?;
+        if rings.abi != Abi::NATIVE {
+            return Err(NegotiationError::bad("protocol", rings.abi).into());
+        }
+        let Some(ring) = rings.queues.first() else { return Ok(Change::None) };
         let disk = self.describe()?;
         let queue = Queue::new(&self.domain, self.device.other_id(), ring, disk)?;
         self.device.switch(State::Connected)?;

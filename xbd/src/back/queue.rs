@@ -7,15 +7,18 @@ use hypercall::event::Channel;
 use hypercall::grant::{Access, MapError, MapRequest, Window};
 use hypercall::mem::Shared;
 use hypercall::{DomId, GrantRef, Port};
-use xen_sys::io::blkif::{BlkifOp, BlkifRequest, BlkifResponse};
+use xen_sys::io::blkif::BlkifOp;
 use xenbus::Domain;
 use xenbus::ring::{BackRing, MappedPages, Notify, RingError, RingPages};
 
 use super::BackError;
-use super::store::{Started, Store, StoreFault, Token, Work};
+use super::store::{Parts, Started, Store, StoreFault, Token, Work};
 use crate::MAX_SEGMENTS;
 use crate::features::{Disk, Ring};
-use crate::protocol::{self, Operation, Request, Status};
+use crate::protocol::{Answer, Data, Layout, Native, Operation, Request, Status};
+
+type RawRequest = <Native as Layout>::Request;
+type RawResponse = <Native as Layout>::Response;
 
 /// What the queue has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,7 +55,7 @@ enum Slot {
 /// A ring with its event channel, and the requests that the store works on.
 pub struct Queue<D: Domain> {
     peer: DomId,
-    ring: BackRing<RingPages<MappedPages<D::Platform>, BlkifRequest, BlkifResponse>>,
+    ring: BackRing<RingPages<MappedPages<D::Platform>, RawRequest, RawResponse>>,
     channel: Channel<D::Events>,
     window: Window<D::Platform>,
     slots: Box<[Slot]>,
@@ -64,8 +67,8 @@ pub struct Queue<D: Domain> {
 }
 
 impl<D: Domain> Queue<D> {
-    pub(super) fn new(domain: &D, peer: DomId, ring: Ring, disk: Disk) -> Result<Self, BackError> {
-        let page = MappedPages::new(domain.platform(), peer, &[ring.gref])?;
+    pub(super) fn new(domain: &D, peer: DomId, ring: &Ring, disk: Disk) -> Result<Self, BackError> {
+        let page = MappedPages::new(domain.platform(), peer, &ring.refs)?;
         let ring_end = BackRing::attach(RingPages::new(page));
         let size = ring_end.size();
         let window = Window::new(domain.platform(), size as usize * MAX_SEGMENTS)?;
@@ -155,8 +158,12 @@ impl<D: Domain> Queue<D> {
         self.ring.arm()
     }
 
-    fn take<S: Store>(&mut self, raw: &BlkifRequest, store: &mut S) {
-        match protocol::parse(raw) {
+    fn take<S: Store>(&mut self, raw: &RawRequest, store: &mut S) {
+        match Native::parse(raw) {
+            Ok(request) if !Self::offers(&request) => {
+                self.counters.refused += 1;
+                self.answer(request.id, request.operation.wire(), Status::NotSupported);
+            }
             Ok(request) if self.permits(&request) => self.start(&request, store),
             Ok(request) => {
                 self.counters.refused += 1;
@@ -169,9 +176,21 @@ impl<D: Domain> Queue<D> {
         }
     }
 
+    /// Tells whether we do what is wanted.
+    fn offers(request: &Request) -> bool {
+        match request.data {
+            Data::None | Data::Direct(_) => request.operation != Operation::Barrier,
+            Data::Indirect(_) | Data::Sectors(_) => false,
+        }
+    }
+
     /// Tells whether the disk has those sectors, in its own units, and may be written if that is what is wanted.
     fn permits(&self, request: &Request) -> bool {
-        let sectors = request.segments.sectors();
+        let sectors = match &request.data {
+            Data::None => 0,
+            Data::Direct(segments) => segments.sectors(),
+            Data::Indirect(_) | Data::Sectors(_) => return false,
+        };
         let unit = u64::from(self.disk.sector_size) / crate::SECTOR as u64;
         let inside = request.sector.checked_add(sectors).is_some_and(|end| end <= self.disk.sectors);
         inside
@@ -182,7 +201,8 @@ impl<D: Domain> Queue<D> {
 
     fn start<S: Store>(&mut self, request: &Request, store: &mut S) {
         let (id, operation) = (request.id, request.operation);
-        let segments = request.segments.as_slice();
+        let Data::Direct(segments) = &request.data else { return self.flush(request.id, store) };
+        let segments = segments.as_slice();
         // Reading the disk writes to the page.
         let access = if operation == Operation::Read { Access::ReadWrite } else { Access::ReadOnly };
         let mut maps = [MapRequest { gref: GrantRef(0), peer: self.peer, access }; MAX_SEGMENTS];
@@ -205,12 +225,20 @@ impl<D: Domain> Queue<D> {
         }
         let (token, sector, parts) = (Token(index), request.sector, &parts[..segments.len()]);
         let work = match operation {
-            Operation::Read => Work::Read { sector, parts },
-            Operation::Write => Work::Write { sector, parts },
-            Operation::Flush => Work::Flush,
+            Operation::Read => Work::Read { sector, parts: Parts::new(parts) },
+            _ => Work::Write { sector, parts: Parts::new(parts) },
         };
         if let Started::Done(result) = store.start(token, work) {
             self.finish(token, result);
+        }
+    }
+
+    fn flush<S: Store>(&mut self, id: u64, store: &mut S) {
+        let Some(index) = self.map(&[]) else { return self.answer(id, BlkifOp::FLUSH_DISKCACHE, Status::Error) };
+        self.slots[usize::from(index)] = Slot::Busy { id, operation: Operation::Flush, mapped: 0 };
+        self.busy += 1;
+        if let Started::Done(result) = store.start(Token(index), Work::Flush) {
+            self.finish(Token(index), result);
         }
     }
 
@@ -258,7 +286,7 @@ impl<D: Domain> Queue<D> {
 
     fn answer(&mut self, id: u64, operation: BlkifOp, status: Status) {
         // Each answer belongs to a request that was taken, so there is room for it.
-        let _ = self.ring.respond(&protocol::respond(id, operation, status));
+        let _ = self.ring.respond(&Native::respond(&Answer { id, operation, status }));
     }
 }
 

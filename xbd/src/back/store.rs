@@ -4,6 +4,8 @@ use core::fmt;
 
 use hypercall::mem::Shared;
 
+use crate::features::Discard;
+
 /// Names a request between the back end's queue and the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Token(pub u16);
@@ -15,27 +17,72 @@ pub enum Work<'a> {
     Read {
         /// First sector, in units of 512 bytes.
         sector: u64,
-        /// Where to; the length is theirs.
-        parts: &'a [Shared<'a>],
+        /// Where to; the lengths are theirs.
+        parts: Parts<'a>,
     },
     /// Write the parts, one after another, to `sector` and on.
     Write {
         /// First sector, in units of 512 bytes.
         sector: u64,
         /// Where from; the other end may go on changing the bytes.
-        parts: &'a [Shared<'a>],
+        parts: Parts<'a>,
     },
-    /// Make all that was completed so far durable.
+    /// Make all that was completed so far durable, by whatever handle of the disk.
     Flush,
+    /// Forget what is there.
+    Discard {
+        /// First sector, in units of 512 bytes.
+        sector: u64,
+        /// How many; at least 1.
+        sectors: u64,
+        /// Nobody may be able to read it any more.
+        secure: bool,
+    },
 }
 
-/// The store could not do it. What exactly went wrong is the store's to log: the other end learns that it failed, and no more.
+/// The memory of a request, in parts of a page or less.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts<'a> {
+    list: &'a [Shared<'a>],
+}
+
+impl<'a> Parts<'a> {
+    /// Makes them of a list.
+    pub const fn new(list: &'a [Shared<'a>]) -> Self {
+        Self { list }
+    }
+
+    /// Returns them in order. Each is made of whole sectors of 512 bytes, and need not be aligned to more.
+    pub fn iter(self) -> impl Iterator<Item = Shared<'a>> {
+        self.list.iter().copied()
+    }
+
+    /// Returns their length together, in bytes: a multiple of the disk's sector size.
+    pub fn len(self) -> usize {
+        self.iter().map(Shared::len).sum()
+    }
+
+    /// Tells whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The store could not do it. What exactly went wrong is the store's to log: the other end learns no more than this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoreFault;
+pub enum StoreFault {
+    /// It failed.
+    Failed,
+    /// It can't do this at all, as it turns out.
+    NotSupported,
+}
 
 impl fmt::Display for StoreFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the store failed")
+        f.write_str(match self {
+            Self::Failed => "the store failed",
+            Self::NotSupported => "the store can't do this",
+        })
     }
 }
 
@@ -48,10 +95,19 @@ pub enum Started {
     Pending,
 }
 
-/// A disk, as its back end sees it: a file, a partition, a piece of memory. Requests were checked before they come here: they lie
-/// within the disk, and don't write to one that is read-only.
+/// A handle of a disk, as its back end sees it: a file, a partition, a piece of memory. Requests were checked before they come here:
+/// they lie within the disk, and don't change one that is read-only.
+///
+/// Each queue has a handle of its own, and its own tokens; what it starts is completed by the same handle.
 pub trait Store {
-    /// Returns the size in sectors of 512 bytes. It may change; [`Back::resized`](super::Back::resized) tells the other end.
+    /// Returns another handle of the same disk, on which nothing was started.
+    #[must_use]
+    fn handle(&self) -> Self
+    where
+        Self: Sized;
+
+    /// Returns the size in sectors of 512 bytes; 0 for an empty drive. It may change; [`Back::resized`](super::Back::resized) tells the
+    /// other end.
     fn sectors(&self) -> u64;
 
     /// Returns the smallest unit of I/O in bytes: a power of two from 512 to 4096.
@@ -59,14 +115,31 @@ pub trait Store {
         512
     }
 
+    /// Returns the best unit of I/O in bytes: a power of two, not less than the smallest.
+    fn physical_sector_size(&self) -> u32 {
+        self.sector_size()
+    }
+
     /// Tells whether it can't be written.
     fn read_only(&self) -> bool {
         false
     }
 
+    /// Tells whether it has a cache that a flush makes durable. If not, none is asked for.
+    fn has_cache(&self) -> bool {
+        true
+    }
+
+    /// Returns how it forgets, if it can.
+    fn discard(&self) -> Option<Discard> {
+        None
+    }
+
     /// Begins some work. The memory of the parts stays mapped until the work is over, however long it takes, so a store that
     /// returns [`Started::Pending`] may go on using [`Shared::as_ptr`] until it names the token in
     /// [`completed`](Self::completed).
+    ///
+    /// Work may be done in any order, and is not reordered with a flush only insofar as a flush covers what was completed before it.
     fn start(&mut self, token: Token, work: Work<'_>) -> Started;
 
     /// Returns the next token whose work is over, in any order.

@@ -213,7 +213,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
 
     fn connect(&mut self) -> Result<Change, FrontError> {
         let queue = Queue::new(&self.domain, self.device.other_id())?;
-        features::offer_ring(&self.device, features::Ring { gref: queue.ring_ref(), port: queue.port() })?;
+        features::offer_rings(&self.device, &features::Rings::single(queue.ring_ref(), queue.port()))?;
         self.queue.with(|place| *place = Some(queue));
         self.device.switch(State::Initialised)?;
         Ok(Change::None)

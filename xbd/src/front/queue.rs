@@ -8,14 +8,17 @@ use hypercall::event::Channel;
 use hypercall::grant::{Access, Grants, Held, LendError, Loan, SharedPages};
 use hypercall::mem::Buffer;
 use hypercall::{DomId, GrantRef, Port};
-use xen_sys::io::blkif::{BlkifOp, BlkifRequest, BlkifResponse};
+use xen_sys::io::blkif::BlkifOp;
 use xenbus::Domain;
 use xenbus::ring::{FrontRing, Notify, RingError, RingPages};
 
 use super::FrontError;
 use crate::features::Disk;
-use crate::protocol::{self, Operation, Request, Segment, Segments, Status};
+use crate::protocol::{Answer, Data, Layout, Native, Operation, Request, Segment, Segments, Status};
 use crate::{MAX_SEGMENTS, SECTOR};
+
+type RawRequest = <Native as Layout>::Request;
+type RawResponse = <Native as Layout>::Response;
 
 /// Why a request was not taken. Nothing has happened; the buffer comes back with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +179,7 @@ enum SlotState {
 /// A ring with its event channel, and the requests that are in flight.
 pub struct Queue<D: Domain, B: Buffer> {
     peer: DomId,
-    ring: FrontRing<RingPages<SharedPages<D::Grants>, BlkifRequest, BlkifResponse>>,
+    ring: FrontRing<RingPages<SharedPages<D::Grants>, RawRequest, RawResponse>>,
     channel: Channel<D::Events>,
     slots: Box<[Slot<D::Grants, B>]>,
     free: Option<u16>,
@@ -301,9 +304,10 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             }
         }
         self.counters.segments += segments.as_slice().len() as u64;
-        let request = Request { id: index.into(), operation, sector, segments };
+        let data = if operation == Operation::Flush { Data::None } else { Data::Direct(segments) };
+        let request = Request { id: index.into(), operation, sector, data };
         // There is room: a ring has as many slots as there are requests, and this one was free.
-        let _ = self.ring.push(&protocol::emit(&request));
+        let _ = self.ring.push(&Native::emit(&request));
         if let SlotState::Free(next) = slot.state {
             self.free = next;
         }
@@ -369,7 +373,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         // Bounded: each response takes a request out of flight, and none is submitted in here.
         loop {
             while let Some(response) = self.ring.pop()? {
-                self.take(&response, done)?;
+                self.take(Native::answer(&response), done)?;
             }
             if !self.ring.arm()? {
                 return Ok(());
@@ -377,7 +381,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         }
     }
 
-    fn take(&mut self, response: &BlkifResponse, done: &mut impl FnMut(Completion<B>)) -> Result<(), QueueError> {
+    fn take(&mut self, response: Answer, done: &mut impl FnMut(Completion<B>)) -> Result<(), QueueError> {
         let id = response.id;
         let index = u16::try_from(id).map_err(|_| QueueError::UnknownId(id))?;
         let slot = self.slots.get_mut(usize::from(index)).ok_or(QueueError::UnknownId(id))?;
@@ -385,7 +389,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         if response.operation != operation.wire() {
             return Err(QueueError::WrongOperation { id, claimed: response.operation });
         }
-        let result = match Status::from_wire(response.status) {
+        let result = match response.status {
             Status::Okay => Ok(()),
             Status::Error => Err(IoError::Failed),
             Status::NotSupported => Err(IoError::NotSupported),

@@ -2,7 +2,7 @@
 
 use hypercall::event::Channel;
 use hypercall::grant::SharedPages;
-use hypercall::mem::{Buffer, PageBuf, Segment};
+use hypercall::mem::{Buffer, PageBuf, Segment, Shared};
 use mock::{Config, Machine, Node};
 use xen_sys::io::netif::{NetifRxRequest, NetifRxResponse, NetifTxRequest, NetifTxResponse};
 use xenbus::Domain;
@@ -100,6 +100,14 @@ unsafe impl Buffer for Cut {
                 len: self.piece.min(segment.len - at),
                 ..segment
             })
+        })
+    }
+
+    fn parts(&self) -> impl Iterator<Item = Shared<'_>> {
+        self.whole.parts().flat_map(move |part| {
+            (0..part.len())
+                .step_by(self.piece.into())
+                .map(move |at| part.slice(at, usize::from(self.piece).min(part.len() - at)))
         })
     }
 }

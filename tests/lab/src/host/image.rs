@@ -5,19 +5,19 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use hypercall::mem::Shared;
 use sha2::{Digest, Sha256};
-use xbd::back::{Started, Store, StoreFault, Token, Work};
+use xbd::back::{Parts, Started, Store, StoreFault, Token, Work};
 use xbd::{MAX_SEGMENTS, SECTOR};
 
 use crate::host::process::die_with_parent;
 
 /// A file that is served as a disk.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct FileStore {
-    file: File,
+    file: Arc<File>,
     sectors: u64,
     read_only: bool,
 }
@@ -36,16 +36,18 @@ impl FileStore {
             len.is_multiple_of(SECTOR as u64),
             "image {name} has {len} bytes, which is no whole number of {SECTOR}-byte sectors"
         );
-        Ok(Self { file, sectors: len / SECTOR as u64, read_only })
+        Ok(Self { file: Arc::new(file), sectors: len / SECTOR as u64, read_only })
     }
 
     /// Moves all bytes of the parts by as few system calls as possible.
-    fn transfer(&self, sector: u64, parts: &[Shared<'_>], call: Vectored) -> Result<(), StoreFault> {
+    fn transfer(&self, sector: u64, parts: Parts<'_>, call: Vectored) -> Result<(), StoreFault> {
         let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MAX_SEGMENTS];
-        for (vector, part) in vectors.iter_mut().zip(parts) {
+        let mut count = 0;
+        for (vector, part) in vectors.iter_mut().zip(parts.iter()) {
             *vector = libc::iovec { iov_base: part.as_ptr().as_ptr().cast(), iov_len: part.len() };
+            count += 1;
         }
-        let mut left = &mut vectors[..parts.len()];
+        let mut left = &mut vectors[..count];
         let mut at = (sector * SECTOR as u64) as libc::off_t;
         while !left.is_empty() {
             // SAFETY: the parts are mapped for the time of this call; that the other end may change them meanwhile is
@@ -57,11 +59,11 @@ impl FileStore {
                     continue;
                 }
                 eprintln!("xenlab: image, sector {sector}: {error}");
-                return Err(StoreFault);
+                return Err(StoreFault::Failed);
             };
             if moved == 0 {
                 eprintln!("xenlab: image, sector {sector}: the file has become shorter");
-                return Err(StoreFault);
+                return Err(StoreFault::Failed);
             }
             at += moved as libc::off_t;
             while left.first().is_some_and(|vector| vector.iov_len <= moved) {
@@ -80,6 +82,10 @@ impl FileStore {
 type Vectored = unsafe extern "C" fn(libc::c_int, *const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t;
 
 impl Store for FileStore {
+    fn handle(&self) -> Self {
+        self.clone()
+    }
+
     fn sectors(&self) -> u64 {
         self.sectors
     }
@@ -92,9 +98,11 @@ impl Store for FileStore {
         Started::Done(match work {
             Work::Read { sector, parts } => self.transfer(sector, parts, libc::preadv),
             Work::Write { sector, parts } => self.transfer(sector, parts, libc::pwritev),
+            // None is offered.
+            Work::Discard { .. } => Err(StoreFault::NotSupported),
             Work::Flush => self.file.sync_data().map_err(|error| {
                 eprintln!("xenlab: image, flush: {error}");
-                StoreFault
+                StoreFault::Failed
             }),
         })
     }

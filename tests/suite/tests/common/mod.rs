@@ -13,7 +13,7 @@ use hypercall::{DomId, GrantRef, Port};
 use mock::{Config, Domain, Machine, Node};
 use suite::block;
 use suite::toolstack::NewDevice;
-use xbd::back::{self, Back, Started, Store as Disk, StoreFault, Token, Work};
+use xbd::back::{self, Back, Parts, Started, Store as Disk, StoreFault, Token, Work};
 use xbd::front::{self, Completion, Front, IoError, Returned};
 use xbd::protocol::Operation;
 use xbd::{MAX_SEGMENTS, SECTOR};
@@ -344,7 +344,7 @@ impl Shelf {
 
     fn work(&mut self, operation: Operation, sector: u64, parts: &[(NonNull<u8>, usize)]) -> Result<(), StoreFault> {
         if self.fail {
-            return Err(StoreFault);
+            return Err(StoreFault::Failed);
         }
         let mut at = sector as usize * SECTOR;
         for (va, len) in parts {
@@ -353,7 +353,7 @@ impl Shelf {
             match operation {
                 Operation::Read => part.write(0, &self.bytes[at..at + len]),
                 Operation::Write => part.read(0, &mut self.bytes[at..at + len]),
-                Operation::Flush => {}
+                _ => {}
             }
             at += len;
         }
@@ -378,6 +378,10 @@ impl Slow {
 }
 
 impl Disk for Slow {
+    fn handle(&self) -> Self {
+        self.clone()
+    }
+
     fn sectors(&self) -> u64 {
         (self.0.borrow().bytes.len() / SECTOR) as u64
     }
@@ -390,7 +394,9 @@ impl Disk for Slow {
         let (operation, sector, parts) = match work {
             Work::Read { sector, parts } => (Operation::Read, sector, parts),
             Work::Write { sector, parts } => (Operation::Write, sector, parts),
-            Work::Flush => (Operation::Flush, 0, &[][..]),
+            Work::Flush => (Operation::Flush, 0, Parts::new(&[])),
+            // None is offered.
+            Work::Discard { .. } => return Started::Done(Err(StoreFault::NotSupported)),
         };
         let parts: Vec<_> = parts.iter().map(|part| (part.as_ptr(), part.len())).collect();
         let mut shelf = self.0.borrow_mut();

@@ -1,14 +1,19 @@
 //! Wire values → checked values, once, at the door: a raw request becomes a [`Request`] or [`Malformed`], and
-//! `parse(&emit(&request)) == Ok(request)`.
+//! `parse(&emit(&request)) == Ok(request)`, in either [`Layout`].
+
+mod layout;
+
+pub use layout::{Answer, Layout, Native, X86_32, X86_64};
 
 use core::fmt;
 
 use xen_sys::GrantRef;
 use xen_sys::io::blkif::{
-    BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, BlkifOp, BlkifRequest, BlkifRequestSegment, BlkifResponse,
+    BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST, BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, BlkifOp,
+    BlkifRequestSegment,
 };
 
-use crate::MAX_SEGMENTS;
+use crate::{MAX_INDIRECT_SEGMENTS, MAX_SEGMENTS, SEGMENTS_PER_PAGE};
 
 /// Sectors of 512 bytes in a page; a segment lies within one page.
 const SECTORS_PER_PAGE: u8 = 8;
@@ -20,8 +25,15 @@ pub enum Operation {
     Read,
     /// Write the segments to sectors.
     Write,
+    /// Write the segments to sectors, after all that came before and before all that comes after, and make it durable. It may have
+    /// no data.
+    Barrier,
     /// Make everything that was completed so far durable.
     Flush,
+    /// Forget what is in sectors: nobody needs it any more.
+    Discard,
+    /// The same, and nobody is able to read it any more.
+    SecureDiscard,
 }
 
 impl Operation {
@@ -30,23 +42,18 @@ impl Operation {
         match self {
             Self::Read => BlkifOp::READ,
             Self::Write => BlkifOp::WRITE,
+            Self::Barrier => BlkifOp::WRITE_BARRIER,
             Self::Flush => BlkifOp::FLUSH_DISKCACHE,
-        }
-    }
-
-    /// Returns the operation that a wire value stands for, if it is one of ours.
-    pub const fn from_wire(op: BlkifOp) -> Option<Self> {
-        match op {
-            BlkifOp::READ => Some(Self::Read),
-            BlkifOp::WRITE => Some(Self::Write),
-            BlkifOp::FLUSH_DISKCACHE => Some(Self::Flush),
-            _ => None,
+            Self::Discard | Self::SecureDiscard => BlkifOp::DISCARD,
         }
     }
 
     /// Tells whether it changes the disk.
     pub const fn mutates(self) -> bool {
-        matches!(self, Self::Write)
+        match self {
+            Self::Read | Self::Flush => false,
+            Self::Write | Self::Barrier | Self::Discard | Self::SecureDiscard => true,
+        }
     }
 }
 
@@ -59,9 +66,35 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// Bytes of a segment on an indirect page (io/blkif.h, struct blkif_request_segment).
+    pub const BYTES: usize = size_of::<BlkifRequestSegment>();
+
     /// Makes a segment of the sectors `first` to `last`, both included, of a page; `None` if they don't lie in it.
     pub const fn new(gref: GrantRef, first: u8, last: u8) -> Option<Self> {
         if first <= last && last < SECTORS_PER_PAGE { Some(Self { gref, first, last }) } else { None }
+    }
+
+    /// Reads a segment as it stands on an indirect page. The bytes are a private copy; `index` is what an error calls it.
+    ///
+    /// # Errors
+    /// [`Why::SegmentSectors`].
+    pub const fn from_bytes(bytes: [u8; Self::BYTES], index: u16) -> Result<Self, Why> {
+        let [a, b, c, d, first, last, _, _] = bytes;
+        match Self::new(GrantRef(u32::from_ne_bytes([a, b, c, d])), first, last) {
+            Some(segment) => Ok(segment),
+            None => Err(Why::SegmentSectors { index, first, last }),
+        }
+    }
+
+    /// Writes a segment as it stands on an indirect page.
+    pub const fn to_bytes(self) -> [u8; Self::BYTES] {
+        let [a, b, c, d] = self.gref.0.to_ne_bytes();
+        [a, b, c, d, self.first, self.last, 0, 0]
+    }
+
+    /// Writes a segment as it stands in a request.
+    const fn wire(self) -> BlkifRequestSegment {
+        BlkifRequestSegment { gref: self.gref, first_sect: self.first, last_sect: self.last, _pad: 0 }
     }
 
     /// Returns the grant of its page.
@@ -135,6 +168,64 @@ impl fmt::Debug for Segments {
     }
 }
 
+/// Pages on which the segments of an indirect request stand, [`SEGMENTS_PER_PAGE`] on each.
+#[derive(Clone, Copy)]
+pub struct IndirectPages {
+    grefs: [GrantRef; BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST],
+    segments: u16,
+}
+
+impl IndirectPages {
+    /// Names the pages of so many segments, of which there are 1 to [`MAX_INDIRECT_SEGMENTS`]. `None` if there are others, or fewer
+    /// pages than it takes; pages beyond are left out.
+    pub fn new(segments: u16, grefs: &[GrantRef]) -> Option<Self> {
+        let pages = usize::from(segments).div_ceil(SEGMENTS_PER_PAGE);
+        if !(1..=MAX_INDIRECT_SEGMENTS).contains(&usize::from(segments)) {
+            return None;
+        }
+        let mut own = [GrantRef(0); BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST];
+        own[..pages].copy_from_slice(grefs.get(..pages)?);
+        Some(Self { grefs: own, segments })
+    }
+
+    /// Returns the grants of the pages.
+    pub fn grefs(&self) -> &[GrantRef] {
+        &self.grefs[..usize::from(self.segments).div_ceil(SEGMENTS_PER_PAGE)]
+    }
+
+    /// Returns how many segments stand on them.
+    pub const fn segments(&self) -> u16 {
+        self.segments
+    }
+}
+
+impl PartialEq for IndirectPages {
+    fn eq(&self, other: &Self) -> bool {
+        (self.segments, self.grefs()) == (other.segments, other.grefs())
+    }
+}
+
+impl Eq for IndirectPages {}
+
+impl fmt::Debug for IndirectPages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} segment(s) on {:?}", self.segments, self.grefs())
+    }
+}
+
+/// What a request is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// Nothing: a flush.
+    None,
+    /// These segments, of a read, a write or a barrier. Only a barrier may have none.
+    Direct(Segments),
+    /// Segments of a read or a write that stand on pages of their own, and are still to be checked.
+    Indirect(IndirectPages),
+    /// So many sectors of 512 bytes, at least one, of a discard.
+    Sectors(u64),
+}
+
 /// A request whose form is right. Whether the disk has those sectors, and may be written, is its [back end](crate::back)'s
 /// to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,10 +234,10 @@ pub struct Request {
     pub id: u64,
     /// What to do.
     pub operation: Operation,
-    /// First sector on the disk, in units of 512 bytes; 0 for a flush.
+    /// First sector on the disk, in units of 512 bytes; 0 for a flush, and for a barrier without data.
     pub sector: u64,
-    /// Where the data is; empty for a flush, and for nothing else.
-    pub segments: Segments,
+    /// What it is about.
+    pub data: Data,
 }
 
 /// A request whose form is wrong. It gets an error for its answer.
@@ -154,7 +245,7 @@ pub struct Request {
 pub struct Malformed {
     /// The front end's own number.
     pub id: u64,
-    /// The operation as it was claimed.
+    /// The operation as it was claimed, and as the answer names it: of an indirect request that is the inner one.
     pub operation: BlkifOp,
     /// What is wrong.
     pub why: Why,
@@ -163,19 +254,23 @@ pub struct Malformed {
 /// What is wrong with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// No operation that we know, or none that we offered.
+    /// No operation that we know.
     UnknownOperation,
+    /// An indirect request may be a read or a write, and claims to be this.
+    InnerOperation(BlkifOp),
     /// Fewer or more segments than the operation takes.
-    SegmentCount(u8),
+    SegmentCount(u16),
     /// A segment's sectors don't lie in a page.
     SegmentSectors {
         /// Which segment.
-        index: u8,
+        index: u16,
         /// Its first sector.
         first: u8,
         /// Its last sector.
         last: u8,
     },
+    /// A discard of nothing.
+    NoSectors,
 }
 
 impl Malformed {
@@ -183,53 +278,9 @@ impl Malformed {
     pub const fn status(&self) -> Status {
         match self.why {
             Why::UnknownOperation => Status::NotSupported,
-            Why::SegmentCount(_) | Why::SegmentSectors { .. } => Status::Error,
+            _ => Status::Error,
         }
     }
-}
-
-/// Checks a raw request, which must be a private copy.
-///
-/// # Errors
-/// [`Malformed`] with the evidence.
-pub fn parse(raw: &BlkifRequest) -> Result<Request, Malformed> {
-    let malformed = |why| Malformed { id: raw.id, operation: raw.operation, why };
-    let operation = Operation::from_wire(raw.operation).ok_or(malformed(Why::UnknownOperation))?;
-    let count = raw.nr_segments;
-    let data = operation != Operation::Flush;
-    // A flush may carry no data; nobody sends one that does, and what should become of it would be a guess.
-    if data != (count > 0) || usize::from(count) > MAX_SEGMENTS {
-        return Err(malformed(Why::SegmentCount(count)));
-    }
-    let mut segments = Segments::EMPTY;
-    for (index, raw) in (0..count).zip(&raw.seg) {
-        let (first, last) = (raw.first_sect, raw.last_sect);
-        let segment =
-            Segment::new(raw.gref, first, last).ok_or(malformed(Why::SegmentSectors { index, first, last }))?;
-        // There is room: the count was checked.
-        let _ = segments.push(segment);
-    }
-    Ok(Request { id: raw.id, operation, sector: if data { raw.sector_number } else { 0 }, segments })
-}
-
-/// Writes a request as it goes over the wire. Unused segments are zero: nothing of the stack leaks.
-pub fn emit(request: &Request) -> BlkifRequest {
-    let mut raw = BlkifRequest {
-        operation: request.operation.wire(),
-        nr_segments: request.segments.count,
-        id: request.id,
-        sector_number: request.sector,
-        ..BlkifRequest::default()
-    };
-    for (raw, segment) in raw.seg.iter_mut().zip(request.segments.as_slice()) {
-        *raw = BlkifRequestSegment {
-            gref: segment.gref,
-            first_sect: segment.first,
-            last_sect: segment.last,
-            ..BlkifRequestSegment::default()
-        };
-    }
-    raw
 }
 
 /// How a request ended, as the wire says it.
@@ -265,9 +316,4 @@ impl Status {
             _ => Self::Unknown(status),
         }
     }
-}
-
-/// Writes a response as it goes over the wire.
-pub fn respond(id: u64, operation: BlkifOp, status: Status) -> BlkifResponse {
-    BlkifResponse { id, operation, status: status.wire(), ..BlkifResponse::default() }
 }
