@@ -315,9 +315,31 @@ impl<P: Platform> Window<P> {
         failed
     }
 
+    /// Tells whether something is mapped in a slot.
+    #[inline]
+    pub fn is_mapped(&self, slot: usize) -> bool {
+        matches!(self.slots.get(slot), Some(Slot::Mapped { .. }))
+    }
+
+    /// Tells whether something can be mapped into a slot: it is there, nothing is mapped in it, and it is not [stuck](Self::stuck).
+    #[inline]
+    pub fn is_empty(&self, slot: usize) -> bool {
+        matches!(self.slots.get(slot), Some(Slot::Empty))
+    }
+
     /// Returns the view of a mapped slot.
+    #[inline]
     pub fn view(&self, slot: usize) -> Option<Shared<'_>> {
-        self.view_run(slot, 1)
+        let Some(Slot::Mapped { access, .. }) = self.slots.get(slot) else { return None };
+        let va = self.platform.mapped(self.slot_va(slot));
+        // SAFETY: mapped, and unmapped only by `&mut self` or `drop`, which the borrow keeps away. Another domain's memory is seen in
+        // no other way than through views.
+        Some(unsafe {
+            match access {
+                Access::ReadWrite => Shared::new(va, PAGE_SIZE),
+                Access::ReadOnly => Shared::read_only(va, PAGE_SIZE),
+            }
+        })
     }
 
     /// Returns one view of consecutive mapped slots, as of a ring of several pages. It can be written if all were mapped for

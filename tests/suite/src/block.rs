@@ -23,7 +23,7 @@ use crate::{Context, Failure, ensure};
 pub struct Served<S> {
     /// The store, as the client has left it.
     pub store: S,
-    /// What the queue has done, of the last connection.
+    /// What the queues have done, of the last connection.
     pub counters: back::Counters,
 }
 
@@ -32,18 +32,35 @@ pub struct Served<S> {
 /// # Errors
 /// [`Failure`] if it can't be attached, or the client breaks the protocol.
 pub async fn serve<P: Platform, S: Store>(node: &Node<P>, handle: u32, store: S) -> Result<Served<S>, Failure> {
+    serve_with(node, handle, store, back::Config::default()).await
+}
+
+/// Serves the disk as [`serve`] does, in another way.
+///
+/// # Errors
+/// [`Failure`] if it can't be attached, or the client breaks the protocol.
+pub async fn serve_with<P: Platform, S: Store>(
+    node: &Node<P>,
+    handle: u32,
+    store: S,
+    config: back::Config,
+) -> Result<Served<S>, Failure> {
     let mut devices = Enumerator::back(node.store(), "vbd").context("watch backend/vbd")?;
     let path = find_device(node, &mut devices, handle).await?;
-    let mut back = Back::new(node.own(), &path, store).context("xbdback")?;
+    let mut back = Back::new(node.own(), &path, store, config).context("xbdback")?;
     let mut counters = back::Counters::default();
     loop {
         let seen = node.happened();
         let mut more = false;
-        if node.take(back.port()) || back.store_busy() {
-            more = node.metered(|| back.poll()).context("xbdback poll")?;
+        let busy = back.store_busy();
+        for queue in 0..back.queues() {
+            if node.take(back.port(queue)) || busy {
+                more |= node.metered(|| back.poll(queue)).context("xbdback poll")?;
+            }
         }
+        back.tend(node.own().platform.now_ns());
         if let Some(now) = back.counters() {
-            counters = *now;
+            counters = now;
         }
         if back.device().changed() || back.closing() {
             match back.step().context("xbdback step")? {

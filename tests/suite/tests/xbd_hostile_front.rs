@@ -5,7 +5,8 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{BackOwner, Bed, DEPTH, FrontOwner, Granted, Lots, RawFront, Slow, follow_both, raw_request};
+use common::raw_front::{Granted, RawFront, raw_request};
+use common::{BackOwner, Bed, DEPTH, FrontOwner, Lots, Slow, follow_both};
 use hypercall::GrantRef;
 use hypercall::Platform;
 use hypercall::grant::{Access, Grants};
@@ -103,7 +104,7 @@ fn sectors_beyond_the_end_are_refused_and_up_to_it_are_served() {
         }
     }
     assert_eq!(disk.0.borrow().started, 4);
-    assert_eq!(back.back.counters().unwrap().refused, 14);
+    assert_eq!(back.counters().refused, 14);
     drop(page);
     ends(&bed, &mut back, front);
     bed.check_quiet();
@@ -121,7 +122,7 @@ fn read_only_disk_takes_no_write_of_any_kind() {
         let request = raw_request(op, 7, 0, if op == BlkifOp::FLUSH_DISKCACHE { &[] } else { &grefs });
         let expected = match op {
             BlkifOp::READ | BlkifOp::FLUSH_DISKCACHE => BLKIF_RSP_OKAY,
-            BlkifOp::WRITE => BLKIF_RSP_ERROR,
+            BlkifOp::WRITE | BlkifOp::WRITE_BARRIER | BlkifOp::DISCARD | BlkifOp::INDIRECT => BLKIF_RSP_ERROR,
             _ => BLKIF_RSP_EOPNOTSUPP,
         };
         assert_eq!(one(&bed, &mut back, &mut front, &request), expected, "{op:?}");
@@ -184,7 +185,7 @@ fn grants_that_are_not_there_or_not_ours_or_read_only_are_refused_and_nothing_st
     // The same page eleven times is the front end's own business.
     let same = raw_request(BlkifOp::WRITE, 1, 0, &[good[0].gref(); 11]);
     assert_eq!(one(&bed, &mut back, &mut front, &same), BLKIF_RSP_OKAY);
-    assert_eq!(back.back.counters().unwrap().unmappable, 5 * 11 + 1);
+    assert_eq!(back.counters().unmappable, 5 * 11 + 1);
     honest_at_full_depth(&bed, &mut back, &mut front, &disk);
     drop(good);
     for gref in refs {
@@ -231,10 +232,17 @@ fn bad_request(lots: &mut Lots, good: GrantRef, id: u64) -> (BlkifRequest, i16) 
         4 => request.sector_number = SECTORS - 23 + lots.below(u64::MAX / 2),
         5 => request.seg[lots.below(3) as usize].gref = GrantRef(300 + lots.below(1 << 20) as u32),
         6 => request = BlkifRequest { operation: BlkifOp::FLUSH_DISKCACHE, ..request },
-        _ => {
-            request.operation = BlkifOp(4 + lots.below(252) as u8);
-            return (request, BLKIF_RSP_EOPNOTSUPP);
-        }
+        // No operation; a discard, which is not offered; and an indirect request, which has no segments where it should have them.
+        _ => match BlkifOp(4 + lots.below(252) as u8) {
+            BlkifOp::INDIRECT => {
+                request.operation = BlkifOp::INDIRECT;
+                request.nr_segments = lots.below(256) as u8;
+            }
+            operation => {
+                request.operation = operation;
+                return (request, BLKIF_RSP_EOPNOTSUPP);
+            }
+        },
     }
     (request, BLKIF_RSP_ERROR)
 }
@@ -265,7 +273,7 @@ fn hundred_thousand_bad_requests_get_one_answer_each_and_nothing_sticks() {
         assert!(expected.is_empty(), "no answer for {expected:?}");
     }
     assert_eq!(disk.0.borrow().started, 0, "none reached the disk");
-    let counters = *back.back.counters().unwrap();
+    let counters = back.counters();
     assert_eq!(counters.refused + counters.unmappable, id);
     assert_eq!(back.errors, [""; 0]);
     honest_at_full_depth(&bed, &mut back, &mut front, &disk);
@@ -356,7 +364,7 @@ fn nodes_that_are_garbage_close_the_device_and_it_can_come_back() {
     let bad = [
         ("ring-ref", &["", "x", "-1", "4294967296", "300", "512", "4294967295"][..]),
         ("event-channel", &["", "x", "0", "-1", "4294967296", "4294967295", "4096", "999"]),
-        ("protocol", &["", "x86_32-abi", "x86_64-abi\u{301}", "native", "x"]),
+        ("protocol", &["", "x86_64-abi\u{301}", "native", "x"]),
     ];
     let mut rounds = 0;
     for (node, values) in bad {
@@ -532,7 +540,7 @@ fn place_whose_pages_can_not_be_unmapped_is_lost_alone() {
     for _ in 0..3 {
         assert_eq!(one(&bed, &mut back, &mut front, &request), BLKIF_RSP_OKAY);
     }
-    assert_eq!(back.back.counters().unwrap().lost_places, 0);
+    assert_eq!(back.counters().lost, 0);
     // A page stays where it is for ever.
     bed.machine.order(Fault::Entry {
         domain: Some(bed.back.id),
@@ -543,7 +551,7 @@ fn place_whose_pages_can_not_be_unmapped_is_lost_alone() {
     for _ in 0..3 {
         assert_eq!(one(&bed, &mut back, &mut front, &request), BLKIF_RSP_OKAY);
     }
-    assert_eq!(back.back.counters().unwrap().lost_places, 1);
+    assert_eq!(back.counters().lost, 1);
     assert_eq!(back.errors, [""; 0]);
     ends(&bed, &mut back, front);
     drop(pages);

@@ -126,7 +126,7 @@ fn back_end_that_can_not_say_that_it_is_connected_keeps_no_queue() {
     pair.back.step();
     assert_eq!(pair.back.errors.len(), 1, "{:?}", pair.back.errors);
     assert!(pair.back.errors[0].contains("EACCES"), "{:?}", pair.back.errors);
-    assert_eq!((pair.bed.back_state().as_deref(), pair.back.back.port()), (Some("2"), None));
+    assert_eq!((pair.bed.back_state().as_deref(), pair.back.back.port(0)), (Some("2"), None));
 }
 
 /// A front end that hides its state can't keep its back end from being removed.
@@ -400,7 +400,7 @@ fn life(bed: &Bed, disk: &Slow) -> bool {
                 || few,
             "it failed without a word: {:?} {:?} {:?}",
             front.as_ref().map(|front| (front.closed, front.front.device().state(), &front.done)),
-            back.as_ref().map(|back| (back.removed, back.back.device().state(), back.back.counters())),
+            back.as_ref().map(|back| (back.removed, back.back.device().state())),
             (bed.front_state(), bed.back_state()),
         );
     }

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!    ours                 theirs
-//!    Initialising         any                     tell what the disk is                             → InitWait
-//!    InitWait             Initialised, Connected  map the ring, bind the event channel              → Connected
+//!    Initialising         any                     tell what may be chosen, and what the disk is     → InitWait
+//!    InitWait             Initialised, Connected  map the rings, bind the event channels            → Connected
 //!    InitWait, Connected  Closing                 go on serving: they wait for what is in flight    → Closing
-//!    any                  Closed, gone            when the store is idle, let go of the ring        → Closed
+//!    any                  Closed, gone            when the store is idle, let go of the rings       → Closed
 //!    Connected, Closing   Initialising            they have begun anew, or never began: the same    → Closed
 //!    Closed               Initialising            they are back, and the toolstack keeps us         → InitWait
 //! ```
@@ -14,26 +14,33 @@
 //! Closed, and not kept for the front end to come back, its directory is removed. A toolstack that has lost its patience removes the
 //! directory itself: everything is let go of, and nothing written any more.
 
+mod config;
+mod pages;
 mod queue;
+mod ring;
 pub mod store;
 
-pub use queue::{Counters, Queue};
+pub use config::{Config, Counters};
+pub use queue::Queue;
 pub use store::{Parts, Started, Store, StoreFault, Token, Work};
 pub use xenbus::error::BackError;
 
+use alloc::vec::Vec;
+use core::marker::PhantomData;
+
 use hypercall::{Level, Platform, Port};
 use xenbus::device::{Device, State, Wish};
-use xenbus::error::NegotiationError;
-use xenbus::{Domain, Rate};
+use xenbus::{Domain, Place, Rate};
 
-use crate::features::{self, Abi, Abilities, Disk, Offer};
+use crate::features::{self, Disk, Offer};
+use queue::Agreed;
 
 /// What a [`step`](Back::step) of the life cycle brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Nothing that the owner has to know.
     None,
-    /// The other end is there. The owner calls [`Back::poll`] once: the first event may have come before it knew the port.
+    /// The other end is there. The owner polls each queue once: the first event may have come before it knew the port.
     Connected,
     /// The other end is gone, and nothing of it is held any more. It may come back.
     Disconnected,
@@ -43,16 +50,23 @@ pub enum Change {
 
 /// A disk that we serve to one other domain. `S` is the real disk.
 ///
+/// This is the part that waits for xenstore. The queues, of which each may be owned by another CPU, stand in [`Place`]s: in here, unless
+/// the owner brings places of its own, such as behind locks of its kernel. Each queue has a handle of the disk.
+///
 /// To be dropped, or taken apart by [`into_store`](Self::into_store), when the store is idle. While the store works on something, the
 /// other end's memory that it works on stays mapped, for ever.
-pub struct Back<D: Domain, S: Store> {
+pub struct Back<D: Domain, S: Store, Q: Place<Queue<D, S>> = Option<Queue<D, S>>> {
     domain: D,
     device: Device<D::Store>,
     store: S,
-    queue: Option<Queue<D>>,
+    config: Config,
+    places: Vec<Q>,
+    /// The ports of the queues, while there are some.
+    ports: Vec<Port>,
     /// The other end is gone, but the store still works for it.
     waiting: bool,
     reports: Rate,
+    queues: PhantomData<Queue<D, S>>,
 }
 
 impl<D: Domain, S: Store> Back<D, S> {
@@ -61,9 +75,34 @@ impl<D: Domain, S: Store> Back<D, S> {
     ///
     /// # Errors
     /// [`BackError`] if its nodes are not there or wrong.
-    pub fn new(domain: &D, path: &str, store: S) -> Result<Self, BackError> {
-        let device = Device::back(domain.store(), path)?;
-        Ok(Self { domain: domain.clone(), device, store, queue: None, waiting: false, reports: Rate::default() })
+    pub fn new(domain: &D, path: &str, store: S, config: Config) -> Result<Self, BackError> {
+        let places = (0..config.max_queues.max(1)).map(|_| None).collect();
+        Self::with_places(domain, path, store, config, places)
+    }
+}
+
+impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
+    /// Takes the device whose directory is `path`; its queues will stand in `places`, which are empty, the first in the first. No more
+    /// queues are offered than there are places. [`step`](Self::step) does the rest.
+    ///
+    /// # Errors
+    /// [`BackError`] if its nodes are not there or wrong.
+    ///
+    /// # Panics
+    /// If there is no place.
+    pub fn with_places(domain: &D, path: &str, store: S, config: Config, places: Vec<Q>) -> Result<Self, BackError> {
+        assert!(!places.is_empty(), "a disk without a place for a queue");
+        Ok(Self {
+            domain: domain.clone(),
+            device: Device::back(domain.store(), path)?,
+            store,
+            config,
+            places,
+            ports: Vec::new(),
+            waiting: false,
+            reports: Rate::default(),
+            queues: PhantomData,
+        })
     }
 
     /// Returns its place in xenstore.
@@ -81,45 +120,67 @@ impl<D: Domain, S: Store> Back<D, S> {
         self.store
     }
 
-    /// Tells whether the store works on something, so that [`poll`](Self::poll) may have something to complete.
-    pub fn store_busy(&self) -> bool {
-        self.queue.as_ref().is_some_and(|queue| queue.busy() > 0)
+    /// Tells whether the store works on something, so that polling may have something to complete.
+    pub fn store_busy(&mut self) -> bool {
+        self.each().any(|queue| queue.with(|queue| queue.as_ref().is_some_and(|queue| queue.busy() > 0)))
     }
 
     /// Tells whether the other end is gone and only the store kept [`step`](Self::step) from letting go of it, which is idle now: to be
     /// called once more, although nobody else has moved.
-    pub fn closing(&self) -> bool {
+    pub fn closing(&mut self) -> bool {
         self.waiting && !self.store_busy()
     }
 
-    /// Returns the port whose events [`poll`](Self::poll) answers, while the other end is connected.
-    pub fn port(&self) -> Option<Port> {
-        self.queue.as_ref().map(Queue::port)
+    /// Returns how many queues there are: none as long as the other end isn't connected.
+    pub const fn queues(&self) -> usize {
+        self.ports.len()
     }
 
-    /// Returns what the queue has done so far, while the other end is connected.
-    pub fn counters(&self) -> Option<&Counters> {
-        self.queue.as_ref().map(Queue::counters)
+    /// Returns the port whose events the polling of that queue answers, while the other end is connected.
+    pub fn port(&self, queue: usize) -> Option<Port> {
+        self.ports.get(queue).copied()
     }
 
-    /// Serves the requests that are there, and completes what the store has finished. Called on the event of
-    /// [`port`](Self::port), and when the store has completed something. Returns `true` if there is more to do at once: one call takes no
-    /// more than a ring's worth of requests.
+    /// Returns what all queues together have done so far, while the other end is connected.
+    pub fn counters(&mut self) -> Option<Counters> {
+        let counters = self.each().filter_map(|place| place.with(|queue| queue.as_ref().map(Queue::counters)));
+        counters.reduce(|mut sum, more| {
+            sum += more;
+            sum
+        })
+    }
+
+    /// Returns what one queue has done so far, while the other end is connected.
+    pub fn counters_of(&mut self, queue: usize) -> Option<Counters> {
+        self.places.get_mut(queue)?.with(|queue| queue.as_ref().map(Queue::counters))
+    }
+
+    /// Polls a queue, as [`Queue::poll`] does; there may be none. Called on the event of its [`port`](Self::port), and when the store has
+    /// completed something.
     ///
     /// # Errors
     /// [`BackError::Ring`] if the other end breaks the protocol: the device is being closed.
-    pub fn poll(&mut self) -> Result<bool, BackError> {
-        let Some(queue) = &mut self.queue else { return Ok(false) };
-        let polled = queue.poll(&mut self.store).map_err(BackError::from);
+    pub fn poll(&mut self, queue: usize) -> Result<bool, BackError> {
+        let Some(place) = self.places.get_mut(queue) else { return Ok(false) };
+        let polled = place.with(|queue| queue.as_mut().map_or(Ok(false), Queue::poll)).map_err(BackError::from);
         if let Err(error) = &polled {
-            queue.stop();
             self.fail(error);
         }
         polled
     }
 
+    /// Unmaps what no queue has used for too long, as [`Queue::tend`] does.
+    pub fn tend(&mut self, now_ns: u64) {
+        self.each().for_each(|place| _ = place.with(|queue| queue.as_mut().map(|queue| queue.tend(now_ns))));
+    }
+
+    /// Returns when [`tend`](Self::tend) has something to do, as [`Queue::next_tend_ns`] does.
+    pub fn next_tend_ns(&mut self) -> Option<u64> {
+        self.each().filter_map(|place| place.with(|queue| queue.as_ref().and_then(Queue::next_tend_ns))).min()
+    }
+
     /// Goes on with the life cycle. Called when [`Device::changed`] says that something has moved, and when
-    /// [`closing`](Self::closing) says so after [`poll`](Self::poll).
+    /// [`closing`](Self::closing) says so after a queue was polled.
     ///
     /// # Errors
     /// [`BackError`]; it was reported in the store, and the device is being closed.
@@ -131,8 +192,12 @@ impl<D: Domain, S: Store> Back<D, S> {
         done
     }
 
-    /// Reports an error, and begins to close the device.
-    fn fail(&mut self, error: &BackError) {
+    /// Reports what the device has died of in the log and in the store, and closes it: an error that the owner got from
+    /// [`Queue::poll`]. No queue takes requests any more if a ring is broken.
+    pub fn fail(&mut self, error: &BackError) {
+        if matches!(error, BackError::Ring(_)) {
+            self.each().for_each(|place| _ = place.with(|queue| queue.as_mut().map(Queue::stop)));
+        }
         let platform = self.domain.platform();
         if self.reports.allows(platform.now_ns()) {
             self.device.fault(format_args!("{error}"));
@@ -142,6 +207,11 @@ impl<D: Domain, S: Store> Back<D, S> {
         if !self.device.is_closing() {
             let _ = self.device.switch(State::Closing);
         }
+    }
+
+    /// Returns the places that have a queue.
+    fn each(&mut self) -> impl Iterator<Item = &mut Q> {
+        self.places.iter_mut().take(self.ports.len())
     }
 
     fn advance(&mut self) -> Result<Change, BackError> {
@@ -178,11 +248,8 @@ impl<D: Domain, S: Store> Back<D, S> {
     /// # Errors
     /// [`BackError`] if xenstore refuses.
     pub fn resized(&mut self) -> Result<(), BackError> {
-        let disk = self.describe()?;
-        features::offer_disk(&self.device, &disk, Abilities::default())?;
-        if let Some(queue) = &mut self.queue {
-            queue.learn(disk);
-        }
+        let disk = self.tell()?;
+        self.each().for_each(|place| _ = place.with(|queue| queue.as_mut().map(|queue| queue.learn(disk))));
         if self.device.state() == State::Connected {
             // Said again on purpose: that is how the other end learns to look.
             self.device.switch(State::Connected)?;
@@ -190,57 +257,82 @@ impl<D: Domain, S: Store> Back<D, S> {
         Ok(())
     }
 
-    fn describe(&self) -> Result<Disk, BackError> {
-        let read_only = self.store.read_only() || !features::find_wishes(&self.device)?.write;
-        let sector_size = self.store.sector_size();
-        Ok(Disk {
+    /// Tells what the disk is now, and what we can do.
+    fn tell(&self) -> Result<Disk, BackError> {
+        let wishes = features::find_wishes(&self.device)?;
+        let read_only = self.store.read_only() || !wishes.write;
+        let disk = Disk {
             sectors: self.store.sectors(),
-            sector_size,
-            physical_sector_size: sector_size,
+            sector_size: self.store.sector_size(),
+            physical_sector_size: self.store.physical_sector_size(),
             read_only,
-            cdrom: false,
-            removable: false,
-            flush: true,
-            barrier: false,
-            discard: None,
-        })
+            cdrom: wishes.cdrom,
+            removable: wishes.removable,
+            flush: self.store.has_cache(),
+            // Done here, whatever the store is.
+            barrier: true,
+            discard: self.store.discard().filter(|_| wishes.discard && !read_only),
+        };
+        features::offer_disk(&self.device, &disk, self.config.abilities())?;
+        Ok(disk)
+    }
+
+    fn choice(&self) -> Offer {
+        self.config.offer(self.places.len())
     }
 
     fn offer(&mut self) -> Result<Change, BackError> {
-        features::offer_disk(&self.device, &self.describe()?, Abilities::default())?;
+        features::make_offer(&self.device, self.choice())?;
+        self.tell()?;
         self.device.switch(State::InitWait)?;
         Ok(Change::None)
     }
 
     fn connect(&mut self) -> Result<Change, BackError> {
-        let rings = features::find_rings(&self.device, Offer::default())?;
-        if rings.abi != Abi::NATIVE {
-            return Err(NegotiationError::bad("protocol", rings.abi).into());
+        let rings = features::find_rings(&self.device, self.choice())?;
+        let agreed = Agreed {
+            config: &self.config,
+            abi: rings.abi,
+            persistent: rings.persistent && self.config.abilities().persistent,
+            // Once more: it may have changed since.
+            disk: self.tell()?,
+        };
+        let mut queues = Vec::new();
+        for ring in &rings.queues {
+            let handle = self.store.handle();
+            queues.push(Queue::new(&self.domain, self.device.other_id(), ring, &agreed, handle)?);
         }
-        let Some(ring) = rings.queues.first() else { return Ok(Change::None) };
-        let disk = self.describe()?;
-        let queue = Queue::new(&self.domain, self.device.other_id(), ring, disk)?;
         self.device.switch(State::Connected)?;
-        self.queue = Some(queue);
+        self.ports = queues.iter().map(Queue::port).collect();
+        for (place, queue) in self.places.iter_mut().zip(queues) {
+            place.with(|place| *place = Some(queue));
+        }
         Ok(Change::Connected)
     }
 
     /// Lets go of the other end's memory; `false` as long as the store works on some of it.
     fn let_go(&mut self) -> bool {
-        if let Some(queue) = &mut self.queue {
-            queue.stop();
-            queue.complete(&mut self.store);
-            self.waiting = queue.busy() > 0;
-            if self.waiting {
-                return false;
-            }
+        self.waiting = false;
+        for place in self.places.iter_mut().take(self.ports.len()) {
+            self.waiting |= place.with(|queue| {
+                queue.as_mut().is_some_and(|queue| {
+                    queue.stop();
+                    queue.complete();
+                    queue.busy() > 0
+                })
+            });
         }
-        self.queue = None;
+        if self.waiting {
+            return false;
+        }
+        // Out of its place first: unmapping and ending a port is slow, and nothing for under a lock.
+        self.each().for_each(|place| drop(place.with(Option::take)));
+        self.ports.clear();
         true
     }
 
     fn disconnect(&mut self, wish: Wish) -> Result<Change, BackError> {
-        let connected = self.queue.is_some();
+        let connected = self.queues() > 0;
         if !self.let_go() {
             return Ok(Change::None);
         }

@@ -1,98 +1,166 @@
 //! The fast path of the back end: requests in, work for the store, responses out.
+//!
+//! ```text
+//!   ring ─► take ─────► map all pages ─► begin ─► Store::start ──────► settle: unmap all, answer all ─► publish
+//!           check,         in a batch                  │ pending        ▲
+//!           admit                                      └─► completed ───┘
+//! ```
 
 use alloc::boxed::Box;
 use alloc::vec;
 
 use hypercall::event::Channel;
-use hypercall::grant::{Access, MapError, MapRequest, Window};
-use hypercall::mem::Shared;
-use hypercall::{DomId, GrantRef, Port};
+use hypercall::grant::Access;
+use hypercall::mem::PAGE_SIZE;
+use hypercall::{DomId, Platform, Port};
 use xen_sys::io::blkif::BlkifOp;
 use xenbus::Domain;
-use xenbus::ring::{BackRing, MappedPages, Notify, RingError, RingPages};
+use xenbus::ring::{Notify, RingError};
 
 use super::BackError;
+use super::config::{Config, Counters};
+use super::pages::{List, NONE, Pages};
+use super::ring::Ring;
 use super::store::{Parts, Started, Store, StoreFault, Token, Work};
-use crate::MAX_SEGMENTS;
-use crate::features::{Disk, Ring};
-use crate::protocol::{Answer, Data, Layout, Native, Operation, Request, Status};
+use crate::features::{self, Abi, Disk};
+use crate::protocol::{Answer, Data, Operation, Request, Segment, Status};
+use crate::{SECTOR, SEGMENTS_PER_PAGE};
 
-type RawRequest = <Native as Layout>::Request;
-type RawResponse = <Native as Layout>::Response;
-
-/// What the queue has done so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Requests taken.
-    pub requests: u64,
-    /// Data segments mapped.
-    pub segments: u64,
-    /// Events sent to the front end.
-    pub notifications: u64,
-    /// Requests that were refused at the door: malformed, beyond the end, writing to a read-only disk.
-    pub refused: u64,
-    /// Requests whose pages could not be mapped.
-    pub unmappable: u64,
-    /// Requests that the store failed.
-    pub store_faults: u64,
-    /// Places for requests that are lost because pages in them can't be unmapped.
-    pub lost_places: u64,
+/// What the store is asked for, one bit each, the lowest first. A barrier may take all three.
+mod step {
+    pub(super) const FLUSH_BEFORE: u8 = 1;
+    pub(super) const WORK: u8 = 2;
+    pub(super) const FLUSH_AFTER: u8 = 4;
 }
 
-/// A request that the store works on. Its place in the table is its token, and its first page in the window is
-/// [`MAX_SEGMENTS`] times that.
+/// A request. Its place in the table is its token.
 #[derive(Clone, Copy)]
-enum Slot {
-    /// Next free slot, if there is one.
-    Free(Option<u16>),
-    Busy {
-        id: u64,
-        operation: Operation,
-        mapped: u8,
-    },
+struct Slot {
+    id: u64,
+    operation: Operation,
+    /// Where on the disk, and how much, in units of 512 bytes.
+    sector: u64,
+    sectors: u64,
+    /// All its pages, and the first of those with data. Those before have its segments.
+    pages: List,
+    data: u16,
+    /// Segments that still stand on pages of their own.
+    indirect: u16,
+    /// What the store has still to do, of [`step`].
+    steps: u8,
+    /// The store works on it.
+    started: bool,
+    /// How it ends, as far as is known.
+    status: Status,
+    /// Next slot of the list that it is on: free, taken, or finished.
+    link: u16,
 }
 
-/// A ring with its event channel, and the requests that the store works on.
-pub struct Queue<D: Domain> {
-    peer: DomId,
-    ring: BackRing<RingPages<MappedPages<D::Platform>, RawRequest, RawResponse>>,
+impl Slot {
+    const FREE: Self = Self {
+        id: 0,
+        operation: Operation::Flush,
+        sector: 0,
+        sectors: 0,
+        pages: List::EMPTY,
+        data: NONE,
+        indirect: 0,
+        steps: 0,
+        started: false,
+        status: Status::Okay,
+        link: NONE,
+    };
+}
+
+/// How the taking of requests has ended.
+enum Taken {
+    /// There are none any more.
+    All,
+    /// There are more, but enough were taken for one call.
+    Enough,
+    /// The next has to wait.
+    Blocked,
+}
+
+/// A ring with its event channel, a handle of the disk, and the requests that it works on. It stands in a
+/// [`Place`](xenbus::Place) of the owner's.
+pub struct Queue<D: Domain, S: Store> {
+    platform: D::Platform,
+    store: S,
+    ring: Ring<D::Platform>,
     channel: Channel<D::Events>,
-    window: Window<D::Platform>,
+    pages: Pages<D::Platform>,
     slots: Box<[Slot]>,
-    free: Option<u16>,
+    free: u16,
+    /// Taken from the ring, to be given to the store.
+    taken: List,
+    /// Over, to be unmapped and answered.
+    finished: List,
+    /// How many are taken, or with the store.
     busy: u32,
+    /// Taken from the ring, and has to wait.
+    held: Option<Request>,
+    /// A barrier is under way: nothing overtakes it.
+    barrier: bool,
     disk: Disk,
+    max_indirect_segments: u16,
+    idle_ns: u64,
+    now_ns: u64,
     stopped: bool,
     counters: Counters,
 }
 
-impl<D: Domain> Queue<D> {
-    pub(super) fn new(domain: &D, peer: DomId, ring: &Ring, disk: Disk) -> Result<Self, BackError> {
-        let page = MappedPages::new(domain.platform(), peer, &ring.refs)?;
-        let ring_end = BackRing::attach(RingPages::new(page));
+/// How a queue is to be, as the two ends have agreed.
+pub(super) struct Agreed<'a> {
+    pub(super) config: &'a Config,
+    pub(super) abi: Abi,
+    pub(super) persistent: bool,
+    pub(super) disk: Disk,
+}
+
+impl<D: Domain, S: Store> Queue<D, S> {
+    pub(super) fn new(
+        domain: &D,
+        peer: DomId,
+        ring: &features::Ring,
+        agreed: &Agreed<'_>,
+        store: S,
+    ) -> Result<Self, BackError> {
+        let Agreed { config, abi, persistent, disk } = *agreed;
+        let platform = domain.platform();
+        let ring_end = Ring::new(platform, peer, &ring.refs, abi)?;
         let size = ring_end.size();
-        let window = Window::new(domain.platform(), size as usize * MAX_SEGMENTS)?;
-        let mut slots = vec![Slot::Free(None); size as usize];
+        let kept = if persistent { usize::from(config.max_persistent) } else { 0 };
+        let pages = Pages::new(platform, peer, config.working_pages(size), kept)?;
+        let mut slots = vec![Slot::FREE; size as usize];
         for (index, slot) in slots.iter_mut().enumerate().take(size as usize - 1) {
-            *slot = Slot::Free(Some(index as u16 + 1));
+            slot.link = index as u16 + 1;
         }
         // Last, because the first event may be pending from here on.
         let channel = Channel::bind(domain.events(), peer, ring.port)?;
         Ok(Self {
-            peer,
+            platform: platform.clone(),
+            store,
             ring: ring_end,
             channel,
-            window,
+            pages,
             slots: slots.into(),
-            free: Some(0),
+            free: 0,
+            taken: List::EMPTY,
+            finished: List::EMPTY,
             busy: 0,
+            held: None,
+            barrier: false,
             disk,
+            max_indirect_segments: config.abilities().max_indirect_segments,
+            idle_ns: config.idle_ns,
+            now_ns: 0,
             stopped: false,
             counters: Counters::default(),
         })
     }
 
-    /// Returns the port whose events [`poll`](super::Back::poll) answers.
+    /// Returns the port whose events [`poll`](Self::poll) answers.
     pub fn port(&self) -> Port {
         self.channel.port()
     }
@@ -103,37 +171,79 @@ impl<D: Domain> Queue<D> {
     }
 
     /// Returns what the queue has done so far.
-    pub const fn counters(&self) -> &Counters {
-        &self.counters
+    pub fn counters(&self) -> Counters {
+        let mut counters = self.counters;
+        self.pages.count(&mut counters);
+        counters
+    }
+
+    /// Returns its handle of the disk.
+    pub const fn store(&self) -> &S {
+        &self.store
     }
 
     /// Takes no more requests.
     pub(super) fn stop(&mut self) {
         self.stopped = true;
+        self.held = None;
     }
 
-    pub(super) fn learn(&mut self, disk: Disk) {
+    pub(super) const fn learn(&mut self, disk: Disk) {
         self.disk = disk;
     }
 
-    /// See [`Back::poll`](super::Back::poll).
-    pub(super) fn poll<S: Store>(&mut self, store: &mut S) -> Result<bool, RingError> {
-        self.complete(store);
-        let taken = if self.stopped { Ok(false) } else { self.take_all(store) };
+    /// Serves the requests that are there, and completes what the store has finished. Called on the event of
+    /// [`port`](Self::port), and when the store has completed something. Returns `true` if there is more to do at once: one call takes no
+    /// more than a ring's worth of requests.
+    ///
+    /// # Errors
+    /// [`RingError`] if the other end breaks the protocol. The queue takes no more requests, and its port stays masked; its owner tells
+    /// [`Back::fail`](super::Back::fail).
+    pub fn poll(&mut self) -> Result<bool, RingError> {
+        self.look_at_clock();
+        self.collect();
+        let taken = if self.stopped { Ok(false) } else { self.take_all() };
+        self.settle();
         self.publish();
         // A front end that has broken the ring, or is gone, has nothing to tell any more.
-        if !self.stopped && taken.is_ok() {
-            self.channel.unmask();
+        match taken {
+            Ok(_) if !self.stopped => self.channel.unmask(),
+            Ok(_) => {}
+            Err(_) => self.stop(),
         }
         taken
     }
 
-    /// Answers what the store has finished.
-    pub(super) fn complete<S: Store>(&mut self, store: &mut S) {
-        while let Some((token, result)) = store.completed() {
-            self.finish(token, result);
-        }
+    /// Answers what the store has finished, and takes nothing.
+    pub(super) fn complete(&mut self) {
+        self.look_at_clock();
+        self.collect();
+        self.settle();
         self.publish();
+    }
+
+    /// Unmaps the grants that are kept mapped and were not used for too long. [`poll`](Self::poll) does it, too; this is for a queue
+    /// where nothing happens. Called when [`next_tend_ns`](Self::next_tend_ns) says, or now and then.
+    pub fn tend(&mut self, now_ns: u64) {
+        if let Some(since) = now_ns.checked_sub(self.idle_ns) {
+            self.pages.expire(since);
+            self.pages.unmap();
+        }
+    }
+
+    /// Returns when [`tend`](Self::tend) has something to do, as the platform's clock goes; `None` if not before the next
+    /// [`poll`](Self::poll).
+    pub fn next_tend_ns(&self) -> Option<u64> {
+        Some(self.pages.oldest_ns()?.saturating_add(self.idle_ns))
+    }
+
+    fn look_at_clock(&mut self) {
+        if self.pages.keeps() {
+            self.now_ns = self.platform.now_ns();
+            if let Some(since) = self.now_ns.checked_sub(self.idle_ns) {
+                self.pages.expire(since);
+            }
+        }
     }
 
     fn publish(&mut self) {
@@ -144,157 +254,366 @@ impl<D: Domain> Queue<D> {
     }
 
     /// Takes a ring's worth of requests at most; tells whether there are more.
-    fn take_all<S: Store>(&mut self, store: &mut S) -> Result<bool, RingError> {
-        for _ in 0..self.ring.size() {
-            let Some(raw) = self.ring.pop()? else {
+    fn take_all(&mut self) -> Result<bool, RingError> {
+        let mut budget = self.ring.size();
+        loop {
+            let taken = self.take(&mut budget);
+            let any = !self.taken.is_empty();
+            self.begin();
+            match taken? {
+                Taken::All => return Ok(false),
+                Taken::Enough => return Ok(true),
+                // What it waits for may be over already. If not, the store's completion brings us back.
+                Taken::Blocked if any => {}
+                Taken::Blocked => return Ok(false),
+            }
+        }
+    }
+
+    fn take(&mut self, budget: &mut u32) -> Result<Taken, RingError> {
+        if let Some(request) = self.held.take()
+            && !self.admit(&request)
+        {
+            self.held = Some(request);
+            return Ok(Taken::Blocked);
+        }
+        loop {
+            if self.barrier {
+                return Ok(Taken::Blocked);
+            }
+            if *budget == 0 {
+                return Ok(if self.ring.arm()? { Taken::Enough } else { Taken::All });
+            }
+            let Some(parsed) = self.ring.pop()? else {
                 if self.ring.arm()? {
                     continue;
                 }
-                return Ok(false);
+                return Ok(Taken::All);
             };
+            *budget -= 1;
             self.counters.requests += 1;
-            self.take(&raw, store);
-        }
-        self.ring.arm()
-    }
-
-    fn take<S: Store>(&mut self, raw: &RawRequest, store: &mut S) {
-        match Native::parse(raw) {
-            Ok(request) if !Self::offers(&request) => {
-                self.counters.refused += 1;
-                self.answer(request.id, request.operation.wire(), Status::NotSupported);
-            }
-            Ok(request) if self.permits(&request) => self.start(&request, store),
-            Ok(request) => {
-                self.counters.refused += 1;
-                self.answer(request.id, request.operation.wire(), Status::Error);
-            }
-            Err(malformed) => {
-                self.counters.refused += 1;
-                self.answer(malformed.id, malformed.operation, malformed.status());
+            let request = match parsed {
+                Ok(request) => request,
+                Err(malformed) => {
+                    self.refuse(malformed.id, malformed.operation, malformed.status());
+                    continue;
+                }
+            };
+            if let Err(status) = self.check(&request) {
+                self.refuse(request.id, request.operation.wire(), status);
+            } else if !self.admit(&request) {
+                self.counters.waits += 1;
+                self.held = Some(request);
+                return Ok(Taken::Blocked);
             }
         }
     }
 
-    /// Tells whether we do what is wanted.
-    fn offers(request: &Request) -> bool {
-        match request.data {
-            Data::None | Data::Direct(_) => request.operation != Operation::Barrier,
-            Data::Indirect(_) | Data::Sectors(_) => false,
-        }
+    /// Answers a request that goes no further.
+    #[cold]
+    fn refuse(&mut self, id: u64, operation: BlkifOp, status: Status) {
+        self.counters.refused += 1;
+        self.ring.respond(&Answer { id, operation, status });
     }
 
-    /// Tells whether the disk has those sectors, in its own units, and may be written if that is what is wanted.
-    fn permits(&self, request: &Request) -> bool {
+    /// Looks whether a request is one that we serve.
+    fn check(&self, request: &Request) -> Result<(), Status> {
+        if request.operation.mutates() && self.disk.read_only {
+            return Err(Status::Error);
+        }
         let sectors = match &request.data {
             Data::None => 0,
             Data::Direct(segments) => segments.sectors(),
-            Data::Indirect(_) | Data::Sectors(_) => return false,
+            // How many, is not known before they are read.
+            Data::Indirect(_) if self.max_indirect_segments == 0 => return Err(Status::NotSupported),
+            Data::Indirect(pages) if pages.segments() > self.max_indirect_segments => return Err(Status::Error),
+            Data::Indirect(_) => 0,
+            Data::Sectors(_) if self.disk.discard.is_none() => return Err(Status::NotSupported),
+            Data::Sectors(sectors) => *sectors,
         };
-        let unit = u64::from(self.disk.sector_size) / crate::SECTOR as u64;
-        let inside = request.sector.checked_add(sectors).is_some_and(|end| end <= self.disk.sectors);
-        inside
-            && request.sector.is_multiple_of(unit)
-            && sectors.is_multiple_of(unit)
-            && !(request.operation.mutates() && self.disk.read_only)
+        if self.has(request.sector, sectors) { Ok(()) } else { Err(Status::Error) }
     }
 
-    fn start<S: Store>(&mut self, request: &Request, store: &mut S) {
-        let (id, operation) = (request.id, request.operation);
-        let Data::Direct(segments) = &request.data else { return self.flush(request.id, store) };
-        let segments = segments.as_slice();
-        // Reading the disk writes to the page.
-        let access = if operation == Operation::Read { Access::ReadWrite } else { Access::ReadOnly };
-        let mut maps = [MapRequest { gref: GrantRef(0), peer: self.peer, access }; MAX_SEGMENTS];
-        for (map, segment) in maps.iter_mut().zip(segments) {
-            map.gref = segment.gref();
+    /// Tells whether the disk has those sectors, in its own units.
+    fn has(&self, sector: u64, sectors: u64) -> bool {
+        let unit = u64::from(self.disk.sector_size) / SECTOR as u64;
+        let inside = sector.checked_add(sectors).is_some_and(|end| end <= self.disk.sectors);
+        // The unit is a power of two.
+        inside && (sector | sectors) & (unit - 1) == 0
+    }
+
+    /// Lets a request in, whose form is right; `false` if it has to wait for what is before it.
+    fn admit(&mut self, request: &Request) -> bool {
+        if request.operation == Operation::Barrier && self.busy > 0 {
+            return false;
         }
-        let Some(index) = self.map(&maps[..segments.len()]) else {
+        let pages = match &request.data {
+            Data::None | Data::Sectors(_) => 0,
+            Data::Direct(segments) => segments.as_slice().len(),
+            Data::Indirect(pages) => pages.grefs().len() + usize::from(pages.segments()),
+        };
+        if self.pages.free() < pages && !self.make_room(pages) {
+            if self.busy > 0 {
+                return false;
+            }
+            // It would never fit: too many pages are lost.
             self.counters.unmappable += 1;
-            return self.answer(id, operation.wire(), Status::Error);
-        };
-        let first = usize::from(index) * MAX_SEGMENTS;
-        self.counters.segments += segments.len() as u64;
-        self.slots[usize::from(index)] = Slot::Busy { id, operation, mapped: segments.len() as u8 };
-        self.busy += 1;
-        let mut parts = [Shared::EMPTY; MAX_SEGMENTS];
-        for (place, segment) in segments.iter().enumerate() {
-            if let Some(view) = self.window.view(first + place) {
-                parts[place] = view.slice(segment.offset(), segment.len());
-            }
+            self.ring.respond(&Answer { id: request.id, operation: request.operation.wire(), status: Status::Error });
+            return true;
         }
-        let (token, sector, parts) = (Token(index), request.sector, &parts[..segments.len()]);
-        let work = match operation {
-            Operation::Read => Work::Read { sector, parts: Parts::new(parts) },
-            _ => Work::Write { sector, parts: Parts::new(parts) },
-        };
-        if let Started::Done(result) = store.start(token, work) {
-            self.finish(token, result);
-        }
+        self.place(request);
+        true
     }
 
-    fn flush<S: Store>(&mut self, id: u64, store: &mut S) {
-        let Some(index) = self.map(&[]) else { return self.answer(id, BlkifOp::FLUSH_DISKCACHE, Status::Error) };
-        self.slots[usize::from(index)] = Slot::Busy { id, operation: Operation::Flush, mapped: 0 };
-        self.busy += 1;
-        if let Started::Done(result) = store.start(Token(index), Work::Flush) {
-            self.finish(Token(index), result);
+    #[cold]
+    fn make_room(&mut self, pages: usize) -> bool {
+        // What is over is answered, and its pages are free.
+        self.settle();
+        self.pages.unmap();
+        if self.pages.free() < pages && self.busy == 0 {
+            self.pages.expire(u64::MAX);
+            self.pages.unmap();
         }
+        self.pages.free() >= pages
     }
 
-    /// Takes a free place and maps pages there; `None` if they can't be mapped. There is a free one as long as none was lost: the
-    /// ring lets no more requests in than there are places, and each answer frees one.
-    fn map(&mut self, pages: &[MapRequest]) -> Option<u16> {
-        while let Some(index) = self.free {
-            let Slot::Free(next) = self.slots[usize::from(index)] else { return None };
-            let first = usize::from(index) * MAX_SEGMENTS;
-            let mut mapped = self.window.map_run(first, pages).map(|_| ());
-            if let Err(MapError::Occupied { .. }) = mapped {
-                // From the last request there, whose pages could not be unmapped. Perhaps they can be now.
-                let _ = self.window.unmap_batch(first..first + MAX_SEGMENTS);
-                mapped = self.window.map_run(first, pages).map(|_| ());
+    /// Gives a request its slot and its pages, of which there are enough.
+    fn place(&mut self, request: &Request) {
+        let index = self.free;
+        // The ring lets no more requests in than there are slots.
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else { return };
+        self.free = slot.link;
+        *slot = Slot { id: request.id, operation: request.operation, sector: request.sector, ..Slot::FREE };
+        // Reading the disk writes to the page.
+        let access = access(request.operation);
+        slot.steps = step::WORK;
+        match &request.data {
+            Data::None => {}
+            Data::Sectors(sectors) => {
+                slot.sectors = *sectors;
+                self.counters.discards += 1;
             }
-            match mapped {
-                Ok(()) => {
-                    self.free = next;
-                    return Some(index);
+            Data::Direct(segments) => {
+                for segment in segments.as_slice() {
+                    let _ = self.pages.add(&mut slot.pages, segment.gref(), part(*segment), access);
+                    slot.sectors += segment.sectors();
                 }
-                // Not for ever in the way of all others.
-                Err(MapError::Occupied { .. }) => {
-                    self.free = next;
-                    self.counters.lost_places += 1;
+                slot.data = slot.pages.first;
+                self.counters.segments += segments.as_slice().len() as u64;
+            }
+            Data::Indirect(pages) => {
+                for gref in pages.grefs() {
+                    let _ = self.pages.add(&mut slot.pages, *gref, 0..PAGE_SIZE, Access::ReadOnly);
                 }
-                Err(_) => return None,
+                slot.indirect = pages.segments();
+                self.counters.indirect += 1;
             }
         }
-        None
+        let flush = |on: bool, step| if on && self.disk.flush { step } else { 0 };
+        match slot.operation {
+            Operation::Flush => {
+                slot.steps = flush(true, step::FLUSH_BEFORE);
+                self.counters.flushes += 1;
+            }
+            Operation::Barrier => {
+                let data = slot.sectors > 0;
+                slot.steps = flush(true, step::FLUSH_BEFORE) | flush(data, step::FLUSH_AFTER);
+                slot.steps |= if data { step::WORK } else { 0 };
+                self.counters.barriers += 1;
+                self.barrier = true;
+            }
+            _ => {}
+        }
+        self.busy += 1;
+        push(&mut self.slots, &mut self.taken, index);
     }
 
-    /// Unmaps and answers a request that the store is done with. A token that it made up is ignored.
-    fn finish(&mut self, token: Token, result: Result<(), StoreFault>) {
-        let Some(slot) = self.slots.get_mut(usize::from(token.0)) else { return };
-        let Slot::Busy { id, operation, mapped } = *slot else { return };
-        *slot = Slot::Free(self.free);
-        self.free = Some(token.0);
+    /// Maps the pages of what was taken, and gives it to the store.
+    fn begin(&mut self) {
+        if self.taken.is_empty() {
+            return;
+        }
+        self.pages.map();
+        let mut next = self.taken.first;
+        let mut any = false;
+        while let Some(slot) = self.slots.get(usize::from(next)) {
+            let index = next;
+            next = slot.link;
+            if slot.indirect > 0 {
+                self.unfold(index);
+                any = true;
+            }
+        }
+        if any {
+            self.pages.map();
+        }
+        while let Some(index) = pop(&self.slots, &mut self.taken) {
+            let slot = &mut self.slots[usize::from(index)];
+            if slot.status == Status::Okay && !self.pages.are_mapped(slot.pages.first) {
+                self.counters.unmappable += 1;
+                slot.status = Status::Error;
+            }
+            if slot.status == Status::Okay {
+                self.run(index);
+            } else {
+                self.finish(index);
+            }
+        }
+    }
+
+    /// Reads the segments of an indirect request, each once, and adds their pages. There is room for them: `admit` has seen to it.
+    fn unfold(&mut self, index: u16) {
+        let slot = &mut self.slots[usize::from(index)];
+        let mut page = slot.pages.first;
+        if !self.pages.are_mapped(page) {
+            return;
+        }
+        let (count, mark, last) = (usize::from(slot.indirect), self.pages.mark(), slot.pages.last);
+        for number in 0..count {
+            let place = number % SEGMENTS_PER_PAGE;
+            if place == 0 && number > 0 {
+                page = self.pages.next(page);
+            }
+            let mut bytes = [0; Segment::BYTES];
+            if let Some(view) = self.pages.view(page) {
+                view.read(place * Segment::BYTES, &mut bytes);
+            }
+            let Ok(segment) = Segment::from_bytes(bytes, number as u16) else {
+                slot.status = Status::Error;
+                break;
+            };
+            let access = access(slot.operation);
+            let _ = self.pages.add(&mut slot.pages, segment.gref(), part(segment), access);
+            slot.sectors += segment.sectors();
+        }
+        slot.data = self.pages.next(last);
+        slot.indirect = 0;
+        let (sector, sectors) = (slot.sector, slot.sectors);
+        if slot.status == Status::Okay && self.has(sector, sectors) {
+            self.counters.segments += count as u64;
+            return;
+        }
+        self.slots[usize::from(index)].status = Status::Error;
+        self.counters.refused += 1;
+        self.pages.forget(mark);
+    }
+
+    /// Asks the store for what is to be done of a request, until it has to be waited for.
+    fn run(&mut self, index: u16) {
+        loop {
+            let Self { slots, pages, store, .. } = self;
+            let slot = &mut slots[usize::from(index)];
+            let parts = || Parts::chain(pages, slot.data, slot.sectors as usize * SECTOR);
+            let (sector, sectors) = (slot.sector, slot.sectors);
+            let work = match (slot.steps & slot.steps.wrapping_neg(), slot.operation) {
+                (0, _) => return self.finish(index),
+                (step::WORK, Operation::Read) => Work::Read { sector, parts: parts() },
+                (step::WORK, Operation::Write | Operation::Barrier) => Work::Write { sector, parts: parts() },
+                (step::WORK, Operation::Discard) => Work::Discard { sector, sectors, secure: false },
+                (step::WORK, Operation::SecureDiscard) => {
+                    let secure = self.disk.discard.is_some_and(|discard| discard.secure);
+                    Work::Discard { sector, sectors, secure }
+                }
+                _ => Work::Flush,
+            };
+            match store.start(Token(index), work) {
+                Started::Pending => {
+                    slot.started = true;
+                    return;
+                }
+                Started::Done(result) => {
+                    if !self.step(index, result) {
+                        return self.finish(index);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Notes what became of a step; tells whether to go on with the next.
+    fn step(&mut self, index: u16, result: Result<(), StoreFault>) -> bool {
+        let slot = &mut self.slots[usize::from(index)];
+        slot.started = false;
+        slot.steps &= slot.steps.wrapping_sub(1);
+        slot.status = match result {
+            Ok(()) => return true,
+            Err(StoreFault::Failed) => Status::Error,
+            Err(StoreFault::NotSupported) => Status::NotSupported,
+        };
+        self.counters.store_faults += 1;
+        false
+    }
+
+    /// Notes what the store has finished. A token that it made up is ignored.
+    fn collect(&mut self) {
+        while let Some((Token(index), result)) = self.store.completed() {
+            if !self.slots.get(usize::from(index)).is_some_and(|slot| slot.started) {
+                continue;
+            }
+            if self.step(index, result) {
+                self.run(index);
+            } else {
+                self.finish(index);
+            }
+        }
+    }
+
+    fn finish(&mut self, index: u16) {
         self.busy -= 1;
-        // Pages that can't be unmapped stay in their place; `map` finds them there.
-        let first = usize::from(token.0) * MAX_SEGMENTS;
-        let _ = self.window.unmap_batch(first..first + usize::from(mapped));
-        self.counters.store_faults += u64::from(result.is_err());
-        self.answer(id, operation.wire(), if result.is_ok() { Status::Okay } else { Status::Error });
+        if self.slots[usize::from(index)].operation == Operation::Barrier {
+            self.barrier = false;
+        }
+        push(&mut self.slots, &mut self.finished, index);
     }
 
-    fn answer(&mut self, id: u64, operation: BlkifOp, status: Status) {
-        // Each answer belongs to a request that was taken, so there is room for it.
-        let _ = self.ring.respond(&Native::respond(&Answer { id, operation, status }));
+    /// Unmaps the pages of what is over, in one batch, and answers it after that.
+    fn settle(&mut self) {
+        let mut next = self.finished.first;
+        while let Some(slot) = self.slots.get(usize::from(next)) {
+            next = slot.link;
+            self.pages.release(slot.pages.first, self.now_ns);
+        }
+        self.pages.unmap();
+        while let Some(index) = pop(&self.slots, &mut self.finished) {
+            let slot = &mut self.slots[usize::from(index)];
+            let answer = Answer { id: slot.id, operation: slot.operation.wire(), status: slot.status };
+            slot.link = self.free;
+            self.free = index;
+            self.ring.respond(&answer);
+        }
     }
 }
 
-impl<D: Domain> Drop for Queue<D> {
+impl<D: Domain, S: Store> Drop for Queue<D, S> {
     fn drop(&mut self) {
         // The store was promised that what it works on stays mapped.
         if self.busy > 0 {
-            self.window.abandon();
+            self.pages.abandon();
         }
     }
+}
+
+/// Returns what is done with the pages of an operation: reading the disk writes to them.
+fn access(operation: Operation) -> Access {
+    if operation == Operation::Read { Access::ReadWrite } else { Access::ReadOnly }
+}
+
+fn part(segment: Segment) -> core::ops::Range<usize> {
+    segment.offset()..segment.offset() + segment.len()
+}
+
+/// Appends a slot to a list.
+fn push(slots: &mut [Slot], list: &mut List, index: u16) {
+    slots[usize::from(index)].link = NONE;
+    if let Some(before) = list.append(index) {
+        slots[usize::from(before)].link = index;
+    }
+}
+
+/// Takes the first slot off a list.
+fn pop(slots: &[Slot], list: &mut List) -> Option<u16> {
+    let first = list.first;
+    let slot = slots.get(usize::from(first))?;
+    *list = if slot.link == NONE { List::EMPTY } else { List { first: slot.link, ..*list } };
+    Some(first)
 }

@@ -41,30 +41,68 @@ pub enum Work<'a> {
 }
 
 /// The memory of a request, in parts of a page or less.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Parts<'a> {
-    list: &'a [Shared<'a>],
+    list: List<'a>,
+    len: usize,
+}
+
+#[derive(Clone, Copy)]
+enum List<'a> {
+    Slice(&'a [Shared<'a>]),
+    Chain { pages: &'a dyn Chain, next: u16 },
+}
+
+/// Pages of which each knows the next of its request. It stands between a [`Store`] and the window that the pages are mapped in, so that
+/// a store depends on no platform, and no list of them is made.
+pub(super) trait Chain {
+    /// Returns the part of a page that belongs to the request, and the number of the next page; `None` at the end.
+    fn part(&self, page: u16) -> Option<(Shared<'_>, u16)>;
 }
 
 impl<'a> Parts<'a> {
     /// Makes them of a list.
     pub const fn new(list: &'a [Shared<'a>]) -> Self {
-        Self { list }
+        let (mut len, mut index) = (0, 0);
+        while index < list.len() {
+            len += list[index].len();
+            index += 1;
+        }
+        Self { list: List::Slice(list), len }
+    }
+
+    /// Makes them of the pages from `first` on, of which `len` bytes belong to the request.
+    pub(super) const fn chain(pages: &'a dyn Chain, first: u16, len: usize) -> Self {
+        Self { list: List::Chain { pages, next: first }, len }
     }
 
     /// Returns them in order. Each is made of whole sectors of 512 bytes, and need not be aligned to more.
     pub fn iter(self) -> impl Iterator<Item = Shared<'a>> {
-        self.list.iter().copied()
+        let mut list = self.list;
+        core::iter::from_fn(move || match &mut list {
+            List::Slice(left) => left.split_off_first().copied(),
+            List::Chain { pages, next } => {
+                let (part, after) = pages.part(*next)?;
+                *next = after;
+                Some(part)
+            }
+        })
     }
 
     /// Returns their length together, in bytes: a multiple of the disk's sector size.
-    pub fn len(self) -> usize {
-        self.iter().map(Shared::len).sum()
+    pub const fn len(self) -> usize {
+        self.len
     }
 
     /// Tells whether there are none.
-    pub fn is_empty(self) -> bool {
-        self.len() == 0
+    pub const fn is_empty(self) -> bool {
+        self.len == 0
+    }
+}
+
+impl fmt::Debug for Parts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
     }
 }
 
@@ -98,7 +136,8 @@ pub enum Started {
 /// A handle of a disk, as its back end sees it: a file, a partition, a piece of memory. Requests were checked before they come here:
 /// they lie within the disk, and don't change one that is read-only.
 ///
-/// Each queue has a handle of its own, and its own tokens; what it starts is completed by the same handle.
+/// Each queue has a handle of its own, and its own tokens, which are smaller than its ring has slots; what it starts is completed by the
+/// same handle.
 pub trait Store {
     /// Returns another handle of the same disk, on which nothing was started.
     #[must_use]
@@ -125,7 +164,8 @@ pub trait Store {
         false
     }
 
-    /// Tells whether it has a cache that a flush makes durable. If not, none is asked for.
+    /// Tells whether it has a cache that a flush makes durable. If not, no flush is offered, and one that comes nevertheless is answered
+    /// without asking.
     fn has_cache(&self) -> bool {
         true
     }

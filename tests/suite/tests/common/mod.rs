@@ -1,23 +1,26 @@
 //! What the tests of the disk share: a bed that is stepped by hand, owners of our two ends, and ends that do whatever a test wants.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod raw_front;
+
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
 use hypercall::event::Channel;
-use hypercall::grant::{Access, MapRequest, SharedPages, Window};
+use hypercall::grant::{Access, MapRequest, Window};
 use hypercall::mem::{PAGE_SIZE, PageBuf, Shared};
 use hypercall::{DomId, GrantRef, Port};
 use mock::{Config, Domain, Machine, Node};
 use suite::block;
 use suite::toolstack::NewDevice;
 use xbd::back::{self, Back, Parts, Started, Store as Disk, StoreFault, Token, Work};
+use xbd::features::Discard;
 use xbd::front::{self, Completion, Front, IoError, Returned};
 use xbd::protocol::Operation;
 use xbd::{MAX_SEGMENTS, SECTOR};
-use xen_sys::io::blkif::{BlkifOp, BlkifRequest, BlkifRequestSegment, BlkifResponse};
+use xen_sys::io::blkif::{BlkifOp, BlkifRequest, BlkifResponse};
 use xenbus::device::State;
 use xenbus::ring::{Field, MappedPages, RingMemory, RingPages};
 use xenbus::store::{Store, StoreError, Tx};
@@ -260,15 +263,26 @@ impl<S: Disk> BackOwner<S> {
     }
 
     pub(crate) fn try_new(bed: &Bed, store: S) -> Result<Self, back::BackError> {
-        let back = Back::new(&bed.back, &bed.device.back_path(), store)?;
+        Self::with(bed, store, back::Config::default())
+    }
+
+    pub(crate) fn with(bed: &Bed, store: S, config: back::Config) -> Result<Self, back::BackError> {
+        let back = Back::new(&bed.back, &bed.device.back_path(), store, config)?;
         Ok(Self { back, connections: 0, disconnections: 0, removed: false, errors: Vec::new(), steps: 0, more: false })
     }
 
+    /// Polls all queues.
     pub(crate) fn poll(&mut self) {
-        match self.back.poll() {
-            Ok(more) => self.more = more,
-            Err(error) => self.errors.push(error.to_string()),
+        for queue in 0..self.back.queues() {
+            match self.back.poll(queue) {
+                Ok(more) => self.more |= more,
+                Err(error) => self.errors.push(error.to_string()),
+            }
         }
+    }
+
+    pub(crate) fn counters(&mut self) -> back::Counters {
+        self.back.counters().unwrap()
     }
 
     pub(crate) fn step(&mut self) {
@@ -290,7 +304,11 @@ impl<S: Disk> BackOwner<S> {
         if self.removed {
             return false;
         }
-        let event = bed.take(&bed.back, self.back.port()) || std::mem::take(&mut self.more);
+        let ports: Vec<_> = (0..self.back.queues()).map(|queue| self.back.port(queue)).collect();
+        let mut event = std::mem::take(&mut self.more);
+        for port in ports {
+            event |= bed.take(&bed.back, port);
+        }
         if event {
             self.poll();
         }
@@ -333,13 +351,30 @@ pub(crate) struct Shelf {
     pub(crate) hold: bool,
     /// Everything fails.
     pub(crate) fail: bool,
+    /// What comes last is finished first.
+    pub(crate) lifo: bool,
+    pub(crate) cache: bool,
+    pub(crate) sector_size: u32,
+    pub(crate) discard: Option<Discard>,
     pub(crate) started: u64,
+    /// What was started, and with "ends" what was finished, with its sector.
+    pub(crate) log: Vec<(&'static str, u64)>,
     jobs: VecDeque<Job>,
 }
 
 impl Shelf {
     pub(crate) fn jobs(&self) -> usize {
         self.jobs.len()
+    }
+
+    fn forget(&mut self, sector: u64, sectors: u64, secure: bool) -> Started {
+        self.started += 1;
+        self.log.push((if secure { "secure" } else { "discard" }, sector));
+        if self.discard.is_none_or(|discard| secure && !discard.secure) {
+            return Started::Done(Err(StoreFault::NotSupported));
+        }
+        self.bytes[sector as usize * SECTOR..][..sectors as usize * SECTOR].fill(0);
+        Started::Done(Ok(()))
     }
 
     fn work(&mut self, operation: Operation, sector: u64, parts: &[(NonNull<u8>, usize)]) -> Result<(), StoreFault> {
@@ -368,8 +403,19 @@ pub(crate) struct Slow(pub(crate) Rc<RefCell<Shelf>>);
 impl Slow {
     pub(crate) fn new(sectors: usize) -> Self {
         let bytes = (0..sectors * SECTOR).map(|at| (at / SECTOR * 7 + at) as u8).collect();
-        let shelf = Shelf { bytes, read_only: false, hold: false, fail: false, started: 0, jobs: VecDeque::new() };
-        Self(Rc::new(RefCell::new(shelf)))
+        Self(Rc::new(RefCell::new(Shelf {
+            bytes,
+            read_only: false,
+            hold: false,
+            fail: false,
+            lifo: false,
+            cache: true,
+            sector_size: SECTOR as u32,
+            discard: None,
+            started: 0,
+            log: Vec::new(),
+            jobs: VecDeque::new(),
+        })))
     }
 
     pub(crate) fn hold(&self, hold: bool) {
@@ -386,8 +432,20 @@ impl Disk for Slow {
         (self.0.borrow().bytes.len() / SECTOR) as u64
     }
 
+    fn sector_size(&self) -> u32 {
+        self.0.borrow().sector_size
+    }
+
     fn read_only(&self) -> bool {
         self.0.borrow().read_only
+    }
+
+    fn has_cache(&self) -> bool {
+        self.0.borrow().cache
+    }
+
+    fn discard(&self) -> Option<Discard> {
+        self.0.borrow().discard
     }
 
     fn start(&mut self, token: Token, work: Work<'_>) -> Started {
@@ -395,12 +453,17 @@ impl Disk for Slow {
             Work::Read { sector, parts } => (Operation::Read, sector, parts),
             Work::Write { sector, parts } => (Operation::Write, sector, parts),
             Work::Flush => (Operation::Flush, 0, Parts::new(&[])),
-            // None is offered.
-            Work::Discard { .. } => return Started::Done(Err(StoreFault::NotSupported)),
+            Work::Discard { sector, sectors, secure } => return self.0.borrow_mut().forget(sector, sectors, secure),
         };
         let parts: Vec<_> = parts.iter().map(|part| (part.as_ptr(), part.len())).collect();
         let mut shelf = self.0.borrow_mut();
         shelf.started += 1;
+        let name = match operation {
+            Operation::Read => "read",
+            Operation::Write => "write",
+            _ => "flush",
+        };
+        shelf.log.push((name, sector));
         if !shelf.hold {
             return Started::Done(shelf.work(operation, sector, &parts));
         }
@@ -413,126 +476,15 @@ impl Disk for Slow {
         if shelf.hold {
             return None;
         }
-        let job = shelf.jobs.pop_front()?;
+        let job = if shelf.lifo { shelf.jobs.pop_back()? } else { shelf.jobs.pop_front()? };
+        shelf.log.push(("ends", job.sector));
         let result = shelf.work(job.operation, job.sector, &job.parts);
         Some((job.token, result))
     }
 }
 
-type FrontPages = RingPages<SharedPages<hypercall::grant::GrantTable<Domain>>, BlkifRequest, BlkifResponse>;
 type BackPages = RingPages<MappedPages<Domain>, BlkifRequest, BlkifResponse>;
 type Events = hypercall::event::EventChannels<Domain>;
-
-/// A front end that does whatever a test wants.
-pub(crate) struct RawFront {
-    pub(crate) ring: FrontPages,
-    pub(crate) channel: Channel<Events>,
-    pub(crate) req_prod: u32,
-    rsp_cons: u32,
-}
-
-impl RawFront {
-    /// Makes the ring, and tells where it is.
-    pub(crate) fn offer(bed: &Bed) -> Self {
-        Self::offer_but(bed, "", "")
-    }
-
-    /// Makes the ring, and tells where it is; but one node says something else.
-    pub(crate) fn offer_but(bed: &Bed, wrong: &str, value: &str) -> Self {
-        let pages = SharedPages::new(&bed.front.grants, bed.back.id, 1).unwrap();
-        let gref = pages.refs()[0];
-        let ring = RingPages::new(pages);
-        let channel = Channel::offer(&bed.front.events, bed.back.id).unwrap();
-        bed.front_says("ring-ref", gref.0).unwrap();
-        bed.front_says("event-channel", channel.port().0).unwrap();
-        bed.front_says("protocol", "x86_64-abi").unwrap();
-        if !wrong.is_empty() {
-            bed.front_says(wrong, value).unwrap();
-        }
-        let mut front = Self { ring, channel, req_prod: 0, rsp_cons: 0 };
-        front.start_at(0);
-        bed.front_says("state", State::Initialised.number()).unwrap();
-        front
-    }
-
-    /// Sets all indices, before the other end looks at them.
-    pub(crate) fn start_at(&mut self, index: u32) {
-        for (field, value) in [
-            (Field::ReqProd, index),
-            (Field::RspProd, index),
-            (Field::ReqEvent, index.wrapping_add(1)),
-            (Field::RspEvent, index.wrapping_add(1)),
-        ] {
-            self.ring.store(field, value, std::sync::atomic::Ordering::SeqCst);
-        }
-        (self.req_prod, self.rsp_cons) = (index, index);
-    }
-
-    /// Writes requests and shows them.
-    pub(crate) fn send(&mut self, requests: &[BlkifRequest]) {
-        for request in requests {
-            self.ring.write_request((self.req_prod % DEPTH) as usize, request);
-            self.req_prod = self.req_prod.wrapping_add(1);
-        }
-        self.show(self.req_prod);
-    }
-
-    /// Claims to have made so many requests.
-    pub(crate) fn show(&mut self, req_prod: u32) {
-        self.ring.store(Field::ReqProd, req_prod, std::sync::atomic::Ordering::SeqCst);
-        self.channel.notify();
-    }
-
-    /// Takes the responses that are there.
-    pub(crate) fn responses(&mut self) -> Vec<BlkifResponse> {
-        let rsp_prod = self.ring.load(Field::RspProd, std::sync::atomic::Ordering::SeqCst);
-        let mut responses = Vec::new();
-        while self.rsp_cons != rsp_prod {
-            responses.push(self.ring.read_response((self.rsp_cons % DEPTH) as usize));
-            self.rsp_cons = self.rsp_cons.wrapping_add(1);
-        }
-        self.ring.store(Field::RspEvent, self.rsp_cons.wrapping_add(1), std::sync::atomic::Ordering::SeqCst);
-        responses
-    }
-}
-
-/// A page that a raw front end has granted.
-pub(crate) struct Granted(SharedPages<hypercall::grant::GrantTable<Domain>>);
-
-impl Granted {
-    pub(crate) fn new(bed: &Bed) -> Self {
-        Self(SharedPages::new(&bed.front.grants, bed.back.id, 1).unwrap())
-    }
-
-    pub(crate) fn gref(&self) -> GrantRef {
-        self.0.refs()[0]
-    }
-
-    pub(crate) fn bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![0; PAGE_SIZE];
-        self.0.shared().read(0, &mut bytes);
-        bytes
-    }
-
-    pub(crate) fn fill(&self, byte: u8) {
-        self.0.shared().write(0, &[byte; PAGE_SIZE]);
-    }
-}
-
-/// Makes a request with one segment a grant, each a whole page.
-pub(crate) fn raw_request(op: BlkifOp, id: u64, sector: u64, grefs: &[GrantRef]) -> BlkifRequest {
-    let mut raw = BlkifRequest {
-        operation: op,
-        nr_segments: grefs.len() as u8,
-        id,
-        sector_number: sector,
-        ..BlkifRequest::default()
-    };
-    for (segment, gref) in raw.seg.iter_mut().zip(grefs) {
-        *segment = BlkifRequestSegment { gref: *gref, first_sect: 0, last_sect: 7, ..Default::default() };
-    }
-    raw
-}
 
 /// A back end that does whatever a test wants.
 pub(crate) struct RawBack {
