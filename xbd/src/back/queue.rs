@@ -98,6 +98,8 @@ pub struct Queue<D: Domain, S: Store> {
     finished: List,
     /// How many are taken, or with the store.
     busy: u32,
+    /// Pages that were promised to requests whose segments are not read yet.
+    promised: usize,
     /// Taken from the ring, and has to wait.
     held: Option<Request>,
     /// A barrier is under way: nothing overtakes it.
@@ -149,6 +151,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
             taken: List::EMPTY,
             finished: List::EMPTY,
             busy: 0,
+            promised: 0,
             held: None,
             barrier: false,
             disk,
@@ -352,7 +355,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
             Data::Direct(segments) => segments.as_slice().len(),
             Data::Indirect(pages) => pages.grefs().len() + usize::from(pages.segments()),
         };
-        if self.pages.free() < pages && !self.make_room(pages) {
+        if self.room() < pages && !self.make_room(pages) {
             if self.busy > 0 {
                 return false;
             }
@@ -370,11 +373,16 @@ impl<D: Domain, S: Store> Queue<D, S> {
         // What is over is answered, and its pages are free.
         self.settle();
         self.pages.unmap();
-        if self.pages.free() < pages && self.busy == 0 {
+        if self.room() < pages && self.busy == 0 {
             self.pages.expire(u64::MAX);
             self.pages.unmap();
         }
-        self.pages.free() >= pages
+        self.room() >= pages
+    }
+
+    /// Returns how many pages can be promised.
+    const fn room(&self) -> usize {
+        self.pages.free().saturating_sub(self.promised)
     }
 
     /// Gives a request its slot and its pages, of which there are enough.
@@ -406,6 +414,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
                     let _ = self.pages.add(&mut slot.pages, *gref, 0..PAGE_SIZE, Access::ReadOnly);
                 }
                 slot.indirect = pages.segments();
+                self.promised += usize::from(slot.indirect);
                 self.counters.indirect += 1;
             }
         }
@@ -464,6 +473,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
     /// Reads the segments of an indirect request, each once, and adds their pages. There is room for them: `admit` has seen to it.
     fn unfold(&mut self, index: u16) {
         let slot = &mut self.slots[usize::from(index)];
+        self.promised -= usize::from(slot.indirect);
         let mut page = slot.pages.first;
         if !self.pages.are_mapped(page) {
             return;

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 pub(crate) mod raw_front;
+pub(crate) mod rig;
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
@@ -349,6 +350,8 @@ pub(crate) struct Shelf {
     pub(crate) read_only: bool,
     /// Nothing is finished, but kept until this is taken back.
     pub(crate) hold: bool,
+    /// But so many may be finished nevertheless.
+    pub(crate) allowed: usize,
     /// Everything fails.
     pub(crate) fail: bool,
     /// What comes last is finished first.
@@ -407,6 +410,7 @@ impl Slow {
             bytes,
             read_only: false,
             hold: false,
+            allowed: 0,
             fail: false,
             lifo: false,
             cache: true,
@@ -474,7 +478,7 @@ impl Disk for Slow {
     fn completed(&mut self) -> Option<(Token, Result<(), StoreFault>)> {
         let mut shelf = self.0.borrow_mut();
         if shelf.hold {
-            return None;
+            shelf.allowed = shelf.allowed.checked_sub(1)?;
         }
         let job = if shelf.lifo { shelf.jobs.pop_back()? } else { shelf.jobs.pop_front()? };
         shelf.log.push(("ends", job.sector));
