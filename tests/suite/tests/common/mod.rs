@@ -199,7 +199,11 @@ impl FrontOwner {
 
     /// Takes what the queue's event tells.
     pub(crate) fn poll(&mut self) {
-        let Some(queue) = self.front.queue(0) else { return };
+        self.poll_queue(0);
+    }
+
+    fn poll_queue(&mut self, index: usize) {
+        let Some(queue) = self.front.queue(index) else { return };
         let done = &mut self.done;
         if let Err(error) = queue.poll(|completion| done.push(completion.into())) {
             self.errors.push(error.to_string());
@@ -223,9 +227,12 @@ impl FrontOwner {
     /// Does what events and watches ask for. Tells whether they asked.
     pub(crate) fn turn(&mut self, bed: &Bed) -> bool {
         bed.settle();
-        let event = bed.take(&bed.front, self.front.port(0));
-        if event {
-            self.poll();
+        let mut event = false;
+        for index in 0..self.front.queues() {
+            if bed.take(&bed.front, self.front.port(index)) {
+                self.poll_queue(index);
+                event = true;
+            }
         }
         let changed = self.front.device().changed();
         if changed || (event && self.front.device().is_closing()) {
