@@ -318,6 +318,47 @@ impl<'a> Shared<'a> {
         to.set_bytes(head + WORD * words.len(), last);
     }
 
+    /// Copies all bytes of `from` to the bytes at `offset`.
+    ///
+    /// # Panics
+    /// If they do not all lie inside, or the view is for reading only.
+    pub fn copy_from(self, offset: usize, from: Shared<'_>) {
+        assert!(self.writable, "write to a read-only page");
+        let to = self.slice(offset, from.len);
+        let aligned = |view: Shared<'_>| view.va.addr().get().is_multiple_of(WORD);
+        // As `head` says, for Miri.
+        let words = if !cfg!(miri) && aligned(to) && aligned(from) { from.len / WORD } else { 0 };
+        for index in 0..words {
+            // SAFETY: inside both views, and aligned.
+            let (source, target) = unsafe {
+                let at = WORD * index;
+                (
+                    AtomicUsize::from_ptr(from.va.as_ptr().add(at).cast()),
+                    AtomicUsize::from_ptr(to.va.as_ptr().add(at).cast()),
+                )
+            };
+            target.store(source.load(Relaxed), Relaxed);
+        }
+        for at in WORD * words..from.len {
+            to.byte(at).store(from.byte(at).load(Relaxed), Relaxed);
+        }
+    }
+
+    /// Writes zeros to all bytes from `offset` on.
+    ///
+    /// # Panics
+    /// If `offset` lies outside, or the view is for reading only.
+    pub fn clear_from(self, offset: usize) {
+        const ZEROS: [u8; 256] = [0; 256];
+        let mut at = offset;
+        while at < self.len {
+            let len = (self.len - at).min(ZEROS.len());
+            self.write(at, &ZEROS[..len]);
+            at += len;
+        }
+        assert!(offset <= self.len, "{offset} of {}", self.len);
+    }
+
     /// Returns the word at `offset`: an index of a ring, whose users know what is to be ordered around it.
     ///
     /// # Panics

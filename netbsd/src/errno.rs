@@ -133,13 +133,15 @@ pub(crate) const fn of_submit(error: SubmitError) -> c_int {
         SubmitError::Full => XENPV_EAGAIN,
         SubmitError::NotConnected => XENPV_EIO,
         SubmitError::ReadOnly => XENPV_EROFS,
-        SubmitError::BeyondEnd { .. } | SubmitError::BadBuffer => XENPV_EINVAL,
+        SubmitError::NotSupported(_) => XENPV_EOPNOTSUPP,
+        SubmitError::BeyondEnd { .. } | SubmitError::BadBuffer | SubmitError::TooLarge { .. } => XENPV_EINVAL,
     }
 }
 
 pub(crate) const fn of_io(error: IoError) -> c_int {
     match error {
         IoError::NotSupported => XENPV_EOPNOTSUPP,
+        IoError::Refused(error) => of_submit(error),
         IoError::Failed | IoError::BadStatus(_) | IoError::Lost => XENPV_EIO,
     }
 }

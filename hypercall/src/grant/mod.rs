@@ -14,6 +14,7 @@
 //!
 //! [`Buffer`]: crate::mem::Buffer
 
+mod book;
 mod copy;
 mod loan;
 mod loans;
@@ -24,6 +25,7 @@ mod shared;
 mod status;
 mod table;
 
+pub use book::LoanBook;
 pub use copy::{CopyBatch, CopyError, Foreign, Local};
 pub use loan::{Held, LendError, Loan};
 pub use loans::LoanTable;

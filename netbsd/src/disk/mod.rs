@@ -11,6 +11,7 @@ mod io;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec;
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::AtomicBool;
@@ -18,7 +19,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use hypercall::grant::GrantTable;
 use hypercall::{Level, Platform};
-use xbd::front::{Change, Front};
+use xbd::front::{Change, Config, Front};
 use xbd::protocol::Operation;
 use xenbus::Place;
 use xenbus::domain::Services;
@@ -35,6 +36,9 @@ use io::{DiskQueue, Finished, Lost, Part, State};
 
 /// How long a back end that is gone may keep pages of requests that are lost: 10 seconds.
 const PATIENCE_NS: u64 = 10_000_000_000;
+
+/// One ring of a page: transfers are cut into direct requests here.
+const CONFIG: Config = Config { max_indirect_segments: 0, ..Config::DEFAULT };
 
 /// How long a dump waits for whoever is inside the mutex: a second.
 const SEIZE_US: u32 = 1_000_000;
@@ -180,7 +184,7 @@ impl Disk {
         // SAFETY: the mutex stays as long as the disk.
         let state = Arc::new(unsafe { Locked::new(setup.mutex, state) });
         let standing = Standing(Arc::clone(&state));
-        let mut front = Front::with_place(&own, &path.to_string_lossy(), standing).map_err(fail)?;
+        let mut front = Front::with_places(&own, &path.to_string_lossy(), CONFIG, vec![standing]).map_err(fail)?;
         front.set_patience_ns(PATIENCE_NS);
         Ok(Self {
             kernel,
@@ -259,8 +263,11 @@ impl Disk {
             Ok(Change::Resized(disk)) => (XENPV_XBD_RESIZED, Some(info(&disk))),
             Ok(Change::CloseWanted) => (XENPV_XBD_CLOSE_WANTED, None),
             Ok(Change::Closed) => (XENPV_XBD_CLOSED, None),
-            Ok(Change::None) if front.is_waiting() || self.state.lock_or_stop().is_held() => (XENPV_XBD_AGAIN, None),
-            Ok(Change::None) => (XENPV_XBD_IDLE, None),
+            // There is no reconnection without being wanted.
+            Ok(Change::None | Change::Reconnecting) if front.is_waiting() || self.state.lock_or_stop().is_held() => {
+                (XENPV_XBD_AGAIN, None)
+            }
+            Ok(Change::None | Change::Reconnecting) => (XENPV_XBD_IDLE, None),
             Err(_) => (XENPV_XBD_FAILED, None),
         }
     }

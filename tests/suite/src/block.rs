@@ -10,7 +10,7 @@ use hypercall::{DomId, Platform};
 use sha2::{Digest, Sha256};
 use xbd::back::{self, Back, Store};
 use xbd::features::Disk;
-use xbd::front::{self, Completion, Front, IoError, Queue, Returned, SubmitError};
+use xbd::front::{self, Completion, Config, Front, IoError, Queue, Returned, SubmitError};
 use xbd::protocol::Operation;
 use xbd::{MAX_SEGMENTS, SECTOR};
 use xenbus::device::{Enumerator, Hotplug};
@@ -119,9 +119,17 @@ impl<P: Platform> Client<P> {
     /// # Errors
     /// [`Failure`] if it can't be attached.
     pub async fn attach(node: &Node<P>, handle: u32) -> Result<Self, Failure> {
+        Self::attach_with(node, handle, Config::default()).await
+    }
+
+    /// The same, with what the owner wants. Its I/O goes by the first queue.
+    ///
+    /// # Errors
+    /// [`Failure`] if it can't be attached.
+    pub async fn attach_with(node: &Node<P>, handle: u32, config: Config) -> Result<Self, Failure> {
         let mut devices = Enumerator::front(node.store(), "vbd").context("watch device/vbd")?;
         let path = find_device(node, &mut devices, handle).await?;
-        let mut front = Front::new(node.own(), &path).context("xbd")?;
+        let mut front = Front::new(node.own(), &path, config).context("xbd")?;
         loop {
             let seen = node.happened();
             if front.device().changed()
@@ -142,7 +150,7 @@ impl<P: Platform> Client<P> {
 
     /// Returns what the queue has done so far.
     pub fn counters(&mut self) -> front::Counters {
-        self.front.queue().map(|queue| *queue.counters()).unwrap_or_default()
+        self.front.counters()
     }
 
     /// Tells whether the other end wants to go.
@@ -165,7 +173,8 @@ impl<P: Platform> Client<P> {
             front::Change::Closed => {
                 return Err(Failure(format!("the back end has gone, {lost} request(s) are lost")));
             }
-            front::Change::None | front::Change::Connected(_) => {}
+            front::Change::Connected(disk) => self.disk = disk,
+            front::Change::None | front::Change::Reconnecting => {}
         }
         Ok(true)
     }
@@ -252,7 +261,7 @@ impl<P: Platform> Client<P> {
     }
 
     fn queue(&mut self) -> Result<&mut Queue<Own<P>, Io<P>>, Failure> {
-        self.front.queue().ok_or_else(|| Failure::new("the disk has no queue"))
+        self.front.queue(0).ok_or_else(|| Failure::new("the disk has no queue"))
     }
 
     /// Makes all that was written durable.
@@ -318,11 +327,13 @@ impl<P: Platform> Client<P> {
         self.front.close().context("xbd close")?;
         loop {
             let seen = self.node.happened();
-            if self.node.take(self.front.port())
-                && let Some(queue) = self.front.queue()
-            {
-                // What is in flight ends first. A back end that breaks the protocol meanwhile is not waited for.
-                let _ = queue.poll(drop);
+            for index in 0..self.front.queues() {
+                if self.node.take(self.front.port(index))
+                    && let Some(queue) = self.front.queue(index)
+                {
+                    // What is in flight ends first. A back end that breaks the protocol meanwhile is not waited for.
+                    let _ = queue.poll(drop);
+                }
             }
             // Asked even if the other end has not moved: closing goes on by itself.
             self.front.device().changed();

@@ -42,13 +42,13 @@ fn breaks(say: impl FnOnce(&mut RawBack, &[xen_sys::io::blkif::BlkifRequest]), e
     bed.settle();
     let mut done = Vec::new();
     for _ in 0..3 {
-        let queue = front.front.queue().unwrap();
+        let queue = front.front.queue(0).unwrap();
         let polled = queue.poll(|completion| done.push(Done::from(completion)));
         assert_eq!(polled.as_ref(), Err(expected));
     }
     front.done.append(&mut done);
     // No request is taken any more, and none is lost: its buffer comes back.
-    let (error, _) = front.front.queue().unwrap().submit(Operation::Flush, 0, (99, None)).unwrap_err();
+    let (error, _) = front.front.queue(0).unwrap().submit(Operation::Flush, 0, (99, None)).unwrap_err();
     assert_eq!(error, SubmitError::NotConnected);
     front.poll();
     assert_eq!(bed.front_state().as_deref(), Some("6"));
@@ -137,7 +137,7 @@ fn every_status_ends_its_request_and_none_breaks_the_queue() {
         };
         assert_eq!(front.done[index], Done { number: index as u64, result: expected, whole: true });
     }
-    assert_eq!(front.front.queue().unwrap().counters().errors, 6);
+    assert_eq!(front.front.queue(0).unwrap().counters().errors, 6);
     assert_eq!(front.errors, [""; 0]);
     front.front.close().unwrap();
     front.step();
@@ -155,7 +155,7 @@ fn buffer_is_not_given_back_before_the_back_end_lets_go_of_it() {
     back.respond(&[answer(&requests[0], BLKIF_RSP_OKAY)]);
     front.follow(&bed);
     assert_eq!(front.done, []);
-    let queue = front.front.queue().unwrap();
+    let queue = front.front.queue(0).unwrap();
     assert_eq!((queue.in_flight(), queue.counters().still_mapped), (1, 1));
     // Others go on meanwhile, and it may be asked as often as one likes.
     for round in 1..=2 * DEPTH as usize {
@@ -169,7 +169,7 @@ fn buffer_is_not_given_back_before_the_back_end_lets_go_of_it() {
     back.channel.notify();
     front.follow(&bed);
     assert_eq!(front.done.last(), Some(&Done { number: 0, result: Ok(()), whole: true }));
-    assert_eq!(front.front.queue().unwrap().in_flight(), 0);
+    assert_eq!(front.front.queue(0).unwrap().in_flight(), 0);
     front.front.close().unwrap();
     front.step();
     ends(&bed, &mut front, back);
@@ -306,12 +306,12 @@ fn answer_whose_page_is_held_is_told_of_and_tried_again() {
     assert!(back.map(&bed, 0, &requests[0]));
     back.respond(&[answer(&requests[0], BLKIF_RSP_OKAY)]);
     front.follow(&bed);
-    assert_eq!(front.front.queue().unwrap().held(), 1);
+    assert_eq!(front.front.queue(0).unwrap().held(), 1);
     assert_eq!(front.done, []);
     back.window.unmap(0).unwrap();
     // No event tells of that: the owner asks.
     front.poll();
-    assert_eq!(front.front.queue().unwrap().held(), 0);
+    assert_eq!(front.front.queue(0).unwrap().held(), 0);
     front.check_each_once();
     front.front.close().unwrap();
     front.step();
@@ -326,7 +326,7 @@ fn owner_tells_by_fail_what_poll_has_found() {
     front.submit(&bed, Operation::Read, 0, 1).unwrap();
     back.show(1000);
     bed.settle();
-    let error = front.front.queue().unwrap().poll(drop).unwrap_err();
+    let error = front.front.queue(0).unwrap().poll(drop).unwrap_err();
     front.front.fail(&error);
     assert_eq!(bed.front_state().as_deref(), Some("5"));
     let told = bed.read(&bed.front, &format!("error/{}/error", bed.device.front_path())).unwrap();

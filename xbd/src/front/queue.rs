@@ -1,228 +1,254 @@
-//! The fast path of the front end: buffers in, completions out.
+//! The fast path of the front end: what is known of I/Os and requests, and completions. [`submit`](super::submit) is its other half.
 
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec;
 use alloc::vec::Vec;
-use core::fmt;
 
 use hypercall::event::Channel;
-use hypercall::grant::{Access, Grants, Held, LendError, Loan, SharedPages};
-use hypercall::mem::Buffer;
+use hypercall::grant::{Access, LoanBook, SharedPages};
+use hypercall::mem::{Buffer, PAGE_SIZE};
 use hypercall::{DomId, GrantRef, Port};
 use xen_sys::io::blkif::BlkifOp;
 use xenbus::Domain;
-use xenbus::ring::{FrontRing, Notify, RingError, RingPages};
+use xenbus::ring::{FrontRing, Notify, RingPages};
 
-use super::FrontError;
-use crate::features::Disk;
-use crate::protocol::{Answer, Data, Layout, Native, Operation, Request, Segment, Segments, Status};
-use crate::{MAX_SEGMENTS, SECTOR};
+use super::bounce::{Bounce, Manner, NONE};
+use super::numbers::Numbers;
+use super::over::{Completion, Counters, IoError, Over, QueueError, Returned, Saved, SubmitError};
+use super::{Config, FrontError};
+use crate::features::{Abilities, Discard, Disk};
+use crate::protocol::{Answer, Layout, Native, Operation, Segment, Status};
+use crate::{MAX_SEGMENTS, SEGMENTS_PER_PAGE};
 
-type RawRequest = <Native as Layout>::Request;
+pub(super) type RawRequest = <Native as Layout>::Request;
 type RawResponse = <Native as Layout>::Response;
+pub(super) type Ring<D> = FrontRing<RingPages<SharedPages<<D as Domain>::Grants>, RawRequest, RawResponse>>;
 
-/// Why a request was not taken. Nothing has happened; the buffer comes back with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SubmitError {
-    /// The ring is full: try again after a completion.
-    Full,
-    /// The disk is not connected, or is closing.
-    NotConnected,
-    /// The disk can't be written.
-    ReadOnly,
-    /// The disk has fewer sectors.
-    BeyondEnd {
-        /// First sector, in units of 512 bytes.
-        sector: u64,
-        /// How many.
-        sectors: u64,
-        /// Sectors that the disk has.
-        capacity: u64,
-    },
-    /// The buffer has too many segments, none at all, or one that is not made of whole sectors.
-    BadBuffer,
-}
-
-impl fmt::Display for SubmitError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Full => f.write_str("the ring is full"),
-            Self::NotConnected => f.write_str("the disk is not connected"),
-            Self::ReadOnly => f.write_str("the disk is read-only"),
-            Self::BeyondEnd { sector, sectors, capacity } => {
-                write!(f, "{sectors} sector(s) at {sector}, where the disk ends at {capacity}")
-            }
-            Self::BadBuffer => f.write_str("the buffer is not made of 1 to 11 runs of whole sectors"),
-        }
-    }
-}
-
-/// How a request failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IoError {
-    /// The back end could not do it.
-    Failed,
-    /// The back end doesn't do this operation.
-    NotSupported,
-    /// The back end answered with a status that the protocol doesn't have.
-    BadStatus(i16),
-    /// The back end is gone; whether it was done is unknown.
-    Lost,
-}
-
-impl fmt::Display for IoError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Failed => f.write_str("I/O error"),
-            Self::NotSupported => f.write_str("operation not supported"),
-            Self::BadStatus(status) => write!(f, "impossible status {status}"),
-            Self::Lost => f.write_str("the back end is gone"),
-        }
-    }
-}
-
-/// Why the queue is out of use: mostly what the back end did to the ring that it may not do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QueueError {
-    /// The indices lie.
-    Ring(RingError),
-    /// The back end is gone, and the queue with it.
-    Gone,
-    /// A response to a request that is not in flight.
-    UnknownId(u64),
-    /// A response for another operation than was asked for.
-    WrongOperation {
-        /// Of which request.
-        id: u64,
-        /// The operation that it claims to answer.
-        claimed: BlkifOp,
-    },
-}
-
-impl From<RingError> for QueueError {
-    fn from(error: RingError) -> Self {
-        Self::Ring(error)
-    }
-}
-
-impl fmt::Display for QueueError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ring(error) => error.fmt(f),
-            Self::Gone => f.write_str("the back end is gone"),
-            Self::UnknownId(id) => write!(f, "a response to request {id}, which is not in flight"),
-            Self::WrongOperation { id, claimed } => {
-                write!(f, "the response to request {id} is for operation {}", claimed.0)
-            }
-        }
-    }
-}
-
-/// A request that is over.
-#[derive(Debug)]
-#[must_use = "somebody waits for it"]
-pub struct Completion<B: Buffer> {
-    /// What was submitted.
-    pub buffer: Returned<B>,
-    /// How it ended.
-    pub result: Result<(), IoError>,
-}
-
-/// The buffer of a request that is over.
-#[derive(Debug)]
-pub enum Returned<B: Buffer> {
-    /// Ours again.
-    Whole(B),
-    /// The other end never gave a page of it back: it can only be looked at.
-    Held(Held<B>),
-}
-
-impl<B: Buffer> Returned<B> {
-    /// Returns the buffer to be looked at.
-    pub fn get(&self) -> &B {
-        match self {
-            Self::Whole(buffer) => buffer,
-            Self::Held(held) => held.buffer(),
-        }
-    }
-}
-
-/// What the queue has done so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Requests submitted.
-    pub requests: u64,
-    /// Data segments in them.
-    pub segments: u64,
-    /// Events sent to the back end.
-    pub notifications: u64,
-    /// Requests that failed.
-    pub errors: u64,
-    /// Responses whose buffer the back end still had mapped; they complete when it lets go.
-    pub still_mapped: u64,
-}
-
-/// The slot of one request: its number on the wire is the slot's index.
-struct Slot<G: Grants, B: Buffer> {
-    loan: Loan<G, B, MAX_SEGMENTS>,
-    state: SlotState,
-}
-
+/// What was submitted and is not over. Its buffer stands in the book of loans, under the same number.
 #[derive(Clone, Copy)]
-enum SlotState {
-    /// Next free slot, if there is one.
-    Free(Option<u16>),
-    InFlight(Operation),
-    /// Answered, but the back end still maps a page of it.
-    Answered(Result<(), IoError>),
+pub(super) struct Io {
+    pub(super) operation: Operation,
+    pub(super) state: IoState,
+    /// Requests that are not answered.
+    pub(super) parts: u16,
+    /// The first error, or none so far.
+    pub(super) result: Result<(), IoError>,
+    /// First of the own pages that its data goes by.
+    pub(super) pages: u16,
+    pub(super) sequence: u64,
+    pub(super) sector: u64,
+    /// How many, of a discard.
+    pub(super) sectors: u64,
 }
 
-/// A ring with its event channel, and the requests that are in flight.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum IoState {
+    Free,
+    InFlight,
+    /// All is answered, but the back end still maps a page of it.
+    Answered,
+}
+
+const NO_IO: Io = Io {
+    operation: Operation::Flush,
+    state: IoState::Free,
+    parts: 0,
+    result: Ok(()),
+    pages: NONE,
+    sequence: 0,
+    sector: 0,
+    sectors: 0,
+};
+
+/// A request in the ring, or none. Its number on the wire is its index.
+#[derive(Clone, Copy)]
+pub(super) struct Slot {
+    /// Of which I/O; [`NONE`] if it is not in flight.
+    pub(super) io: u16,
+    /// What is to be answered.
+    pub(super) operation: BlkifOp,
+    /// The group of pages that its segments stand on, if it is an indirect one.
+    pub(super) table: u16,
+}
+
+const NO_SLOT: Slot = Slot { io: NONE, operation: BlkifOp::READ, table: NONE };
+
+/// Own pages on which the segments of indirect requests stand, in groups of as many as the largest request takes.
+pub(super) struct Tables<D: Domain> {
+    pages: SharedPages<D::Grants>,
+    free: Numbers,
+    group: usize,
+}
+
+impl<D: Domain> Tables<D> {
+    fn new(grants: &D::Grants, peer: DomId, count: u16, segments: usize) -> Result<Self, FrontError> {
+        let group = segments.div_ceil(SEGMENTS_PER_PAGE);
+        let pages = SharedPages::with_access(grants, peer, usize::from(count) * group, Access::ReadOnly)?;
+        Ok(Self { pages, free: Numbers::new(count), group })
+    }
+
+    pub(super) fn take(&mut self) -> Option<u16> {
+        self.free.take()
+    }
+
+    /// Writes a segment of a request.
+    pub(super) fn write(&self, table: u16, index: usize, segment: Segment) {
+        let at = usize::from(table) * self.group * PAGE_SIZE + index * Segment::BYTES;
+        self.pages.shared().write(at, &segment.to_bytes());
+    }
+
+    /// Returns the grants of a request's pages.
+    pub(super) fn grefs(&self, table: u16) -> &[GrantRef] {
+        let first = usize::from(table) * self.group;
+        self.pages.refs().get(first..first + self.group).unwrap_or_default()
+    }
+}
+
+/// What the back end has said that it doesn't do after all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lacks {
+    flush: bool,
+    barrier: bool,
+    discard: bool,
+    secure: bool,
+}
+
+impl Lacks {
+    pub(super) const fn and(self, other: Self) -> Self {
+        Self {
+            flush: self.flush | other.flush,
+            barrier: self.barrier | other.barrier,
+            discard: self.discard | other.discard,
+            secure: self.secure | other.secure,
+        }
+    }
+
+    const fn add(&mut self, operation: Operation) {
+        match operation {
+            Operation::Flush => self.flush = true,
+            Operation::Barrier => self.barrier = true,
+            Operation::Discard => self.discard = true,
+            Operation::SecureDiscard => self.secure = true,
+            Operation::Read | Operation::Write => {}
+        }
+    }
+
+    /// Returns what is left of a disk.
+    pub(super) fn apply(self, disk: Disk) -> Disk {
+        let secure = |discard: Discard| Discard { secure: discard.secure && !self.secure, ..discard };
+        Disk {
+            flush: disk.flush && !self.flush,
+            barrier: disk.barrier && !self.barrier,
+            discard: disk.discard.filter(|_| !self.discard).map(secure),
+            ..disk
+        }
+    }
+}
+
+/// How a queue moves data, which is known when the other end is connected.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way {
+    pub(super) abilities: Abilities,
+    pub(super) trusted: bool,
+}
+
+/// What the I/O of a queue takes, reserved.
+pub(super) struct Equipment<D: Domain, B: Buffer> {
+    buffers: LoanBook<D::Grants, B>,
+    tables: Option<Tables<D>>,
+    bounce: Option<Bounce<D::Grants>>,
+    per_request: usize,
+}
+
+impl<D: Domain, B: Buffer> Equipment<D, B> {
+    /// Reserves it for a queue of that depth, as the back end has told what it can do.
+    pub(super) fn new(domain: &D, peer: DomId, depth: u32, config: &Config, way: Way) -> Result<Self, FrontError> {
+        let grants = domain.grants();
+        let depth = depth as u16;
+        let per_request = config.segments(way.abilities.max_indirect_segments);
+        let useful = usize::from(depth) * per_request;
+        let stock = usize::from(config.max_grants).clamp(MAX_SEGMENTS, u16::MAX.into()).min(useful) as u16;
+        let manner = Manner { persistent: config.persistent && way.abilities.persistent, clean: !way.trusted };
+        let copied = manner.persistent || manner.clean;
+        let bounce = copied.then(|| Bounce::new(grants, peer, stock, manner)).transpose()?;
+        let buffers = LoanBook::new(grants, peer, depth, if copied { 0 } else { stock })?;
+        // Each indirect request has more segments than a direct one could have: with fewer of these, fewer are in flight.
+        let tables = depth.min(stock / (MAX_SEGMENTS as u16 + 1));
+        let largest = per_request.min(stock.into());
+        let indirect = per_request > MAX_SEGMENTS && tables > 0;
+        let tables = indirect.then(|| Tables::new(grants, peer, tables, largest)).transpose()?;
+        Ok(Self { buffers, tables, bounce, per_request: if indirect { per_request } else { MAX_SEGMENTS } })
+    }
+}
+
+/// A ring with its event channel, and the I/Os that are in flight.
 pub struct Queue<D: Domain, B: Buffer> {
-    peer: DomId,
-    ring: FrontRing<RingPages<SharedPages<D::Grants>, RawRequest, RawResponse>>,
+    pub(super) ring: Ring<D>,
     channel: Channel<D::Events>,
-    slots: Box<[Slot<D::Grants, B>]>,
-    free: Option<u16>,
-    in_flight: u32,
+    pub(super) buffers: LoanBook<D::Grants, B>,
+    pub(super) ios: Box<[Io]>,
+    pub(super) free_ios: Numbers,
+    pub(super) slots: Box<[Slot]>,
+    pub(super) free_slots: Numbers,
+    pub(super) tables: Option<Tables<D>>,
+    pub(super) bounce: Option<Bounce<D::Grants>>,
+    /// Segments of the largest request.
+    pub(super) per_request: usize,
+    /// I/Os that were in flight when an earlier back end went, and for which there was no room yet.
+    pub(super) backlog: VecDeque<Saved<B>>,
+    pub(super) sequence: u64,
+    /// I/Os that are answered, and whose pages the back end still maps.
     answered: u32,
-    disk: Option<Disk>,
+    /// Takes I/Os.
+    pub(super) open: bool,
+    pub(super) disk: Option<Disk>,
+    lacks: Lacks,
     broken: Option<QueueError>,
-    counters: Counters,
+    pub(super) counters: Counters,
 }
 
 impl<D: Domain, B: Buffer> Queue<D, B> {
-    pub(super) fn new(domain: &D, peer: DomId) -> Result<Self, FrontError> {
+    /// Makes the ring.
+    pub(super) fn new(domain: &D, peer: DomId, pages: u16) -> Result<Self, FrontError> {
         let grants = domain.grants();
-        let ring = FrontRing::new(RingPages::new(SharedPages::new(grants, peer, 1)?));
+        let ring: Ring<D> = FrontRing::new(RingPages::new(SharedPages::new(grants, peer, pages.into())?));
         let channel = Channel::offer(domain.events(), peer)?;
-        let mut slots = Vec::with_capacity(ring.size() as usize);
-        for index in 1..=ring.size() {
-            let next = (index < ring.size()).then_some(index as u16);
-            match Loan::new(grants) {
-                Ok(loan) => slots.push(Slot { loan, state: SlotState::Free(next) }),
-                Err(error) => {
-                    dissolve(slots, |_| {});
-                    return Err(error.into());
-                }
-            }
-        }
+        // A ring of all pages has 512 slots.
+        let depth = ring.size() as u16;
         Ok(Self {
-            peer,
             ring,
             channel,
-            slots: slots.into(),
-            free: Some(0),
-            in_flight: 0,
+            buffers: LoanBook::new(grants, peer, depth, 0)?,
+            ios: vec![NO_IO; depth.into()].into(),
+            free_ios: Numbers::new(depth),
+            slots: vec![NO_SLOT; depth.into()].into(),
+            free_slots: Numbers::new(depth),
+            tables: None,
+            bounce: None,
+            per_request: MAX_SEGMENTS,
+            backlog: VecDeque::new(),
+            sequence: 0,
             answered: 0,
+            open: false,
             disk: None,
+            lacks: Lacks::default(),
             broken: None,
             counters: Counters::default(),
         })
     }
 
-    /// Returns the grant of the ring's page.
-    pub(super) fn ring_ref(&self) -> GrantRef {
-        self.ring.memory().backing().refs()[0]
+    /// Takes what I/O takes. What it had in its place is left in there.
+    pub(super) fn equip(&mut self, equipment: &mut Equipment<D, B>) {
+        core::mem::swap(&mut self.buffers, &mut equipment.buffers);
+        core::mem::swap(&mut self.tables, &mut equipment.tables);
+        core::mem::swap(&mut self.bounce, &mut equipment.bounce);
+        self.per_request = equipment.per_request;
+    }
+
+    /// Returns the grants of the ring's pages.
+    pub(super) fn ring_refs(&self) -> &[GrantRef] {
+        self.ring.memory().backing().refs()
     }
 
     /// Returns the port whose events [`poll`](Self::poll) answers.
@@ -230,33 +256,49 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         self.channel.port()
     }
 
-    pub(super) fn start(&mut self, disk: Disk) {
-        self.disk = Some(disk);
+    /// The disk is there, or has changed.
+    pub(super) fn start(&mut self, disk: Disk, lacks: Lacks) {
+        self.lacks = self.lacks.and(lacks);
+        self.disk = Some(self.lacks.apply(disk));
+        self.open = self.broken.is_none();
+    }
+
+    /// Sends I/Os that an earlier back end has not done, in their order, before all others.
+    pub(super) fn send_again(&mut self, saved: Vec<Saved<B>>, mut done: impl FnMut(Completion<B>)) {
+        if !saved.is_empty() {
+            self.backlog = saved.into();
+            self.refill(&mut done);
+        }
     }
 
     pub(super) fn stop(&mut self) {
-        self.disk = None;
+        self.open = false;
     }
 
-    /// Returns what the disk is, as long as the queue takes requests: from its connection until it closes.
+    pub(super) const fn lacks(&self) -> Lacks {
+        self.lacks
+    }
+
+    /// Returns what the disk is, as long as the queue takes I/Os: from its connection until it closes. A flush, barrier or discard that
+    /// the back end has refused as such is not there any more.
     pub const fn disk(&self) -> Option<&Disk> {
-        self.disk.as_ref()
+        if self.open { self.disk.as_ref() } else { None }
     }
 
-    /// Returns how many requests were submitted and are not completed.
-    pub const fn in_flight(&self) -> u32 {
-        self.in_flight
+    /// Returns how many I/Os were submitted and are not completed.
+    pub fn in_flight(&self) -> u32 {
+        (self.free_ios.count() - self.free_ios.free() + self.backlog.len()) as u32
     }
 
-    /// Returns how many requests were answered whose pages the back end has not let go of: [`poll`](Self::poll) tries them again, and is
-    /// to be called soon, though no event tells of it.
-    pub const fn held(&self) -> u32 {
-        self.answered
+    /// Returns how many I/Os were answered whose pages the back end has not let go of; where data is copied, 1 if there are such
+    /// pages. [`poll`](Self::poll) tries them again, and is to be called soon, though no event tells of it.
+    pub fn held(&self) -> u32 {
+        self.answered + u32::from(self.bounce.as_ref().is_some_and(Bounce::is_stuck))
     }
 
-    /// Returns how many requests the back end has not answered.
-    pub(super) const fn unanswered(&self) -> u32 {
-        self.in_flight - self.answered
+    /// Returns how many I/Os the back end has not answered.
+    pub(super) fn unanswered(&self) -> u32 {
+        self.in_flight() - self.answered
     }
 
     /// Tells whether the back end has broken the protocol, or is gone.
@@ -264,80 +306,24 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         self.broken.is_some()
     }
 
-    /// Returns how many requests may be in flight at once.
+    /// Returns how many I/Os may be in flight at once, if one request is enough for each.
     pub const fn depth(&self) -> u32 {
         self.ring.size()
+    }
+
+    /// Returns how many segments an I/O may have, if nothing else is in flight. Where data is copied, a segment is a page of it.
+    pub fn max_segments(&self) -> usize {
+        self.max_of(Operation::Write)
+    }
+
+    /// Returns how many segments a request may have. An I/O with more becomes several.
+    pub const fn max_request_segments(&self) -> usize {
+        self.per_request
     }
 
     /// Returns what the queue has done so far.
     pub const fn counters(&self) -> &Counters {
         &self.counters
-    }
-
-    /// Writes a request into the ring; the back end sees it after [`push`](Self::push). `sector` counts 512 bytes; it means nothing
-    /// for a flush, whose buffer has no segments.
-    ///
-    /// # Errors
-    /// [`SubmitError`] and the buffer.
-    pub fn submit(&mut self, operation: Operation, sector: u64, buffer: B) -> Result<(), (SubmitError, B)> {
-        let sector = if operation == Operation::Flush { 0 } else { sector };
-        if let Err(error) = self.check(operation, sector, &buffer) {
-            return Err((error, buffer));
-        }
-        let Some(index) = self.free else { return Err((SubmitError::Full, buffer)) };
-        let slot = &mut self.slots[usize::from(index)];
-        let access = if operation == Operation::Read { Access::ReadWrite } else { Access::ReadOnly };
-        let refs = match slot.loan.lend(self.peer, access, buffer) {
-            Ok(refs) => refs,
-            Err((LendError::Busy | LendError::TooManySegments { .. }, buffer)) => {
-                return Err((SubmitError::BadBuffer, buffer));
-            }
-        };
-        // The references are copied out, so that the loan's buffer can be asked for its segments beside them.
-        let mut grefs = [GrantRef(0); MAX_SEGMENTS];
-        grefs[..refs.len()].copy_from_slice(refs);
-        let mut segments = Segments::EMPTY;
-        for (gref, part) in grefs.iter().zip(slot.loan.buffer().into_iter().flat_map(Buffer::segments)) {
-            if let Some(segment) = wire_segment(*gref, &part) {
-                // There is room: a loan has as many references as a request has segments.
-                let _ = segments.push(segment);
-            }
-        }
-        self.counters.segments += segments.as_slice().len() as u64;
-        let data = if operation == Operation::Flush { Data::None } else { Data::Direct(segments) };
-        let request = Request { id: index.into(), operation, sector, data };
-        // There is room: a ring has as many slots as there are requests, and this one was free.
-        let _ = self.ring.push(&Native::emit(&request));
-        if let SlotState::Free(next) = slot.state {
-            self.free = next;
-        }
-        slot.state = SlotState::InFlight(operation);
-        self.in_flight += 1;
-        self.counters.requests += 1;
-        Ok(())
-    }
-
-    fn check(&self, operation: Operation, sector: u64, buffer: &B) -> Result<(), SubmitError> {
-        let Some(disk) = self.disk.filter(|_| self.broken.is_none()) else { return Err(SubmitError::NotConnected) };
-        if operation.mutates() && disk.read_only {
-            return Err(SubmitError::ReadOnly);
-        }
-        let (mut count, mut sectors) = (0, 0);
-        for part in buffer.segments() {
-            sectors += wire_segment(GrantRef(0), &part).ok_or(SubmitError::BadBuffer)?.sectors();
-            count += 1;
-        }
-        if count > MAX_SEGMENTS || (operation == Operation::Flush) != (count == 0) {
-            return Err(SubmitError::BadBuffer);
-        }
-        let unit = u64::from(disk.sector_size) / SECTOR as u64;
-        if !sector.is_multiple_of(unit) || !sectors.is_multiple_of(unit) {
-            return Err(SubmitError::BadBuffer);
-        }
-        match sector.checked_add(sectors) {
-            Some(end) if end <= disk.sectors => Ok(()),
-            _ => Err(SubmitError::BeyondEnd { sector, sectors, capacity: disk.sectors }),
-        }
     }
 
     /// Shows the back end all that was submitted, and notifies it if it wants that.
@@ -358,16 +344,25 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         if let Some(error) = self.broken {
             return Err(error);
         }
-        let polled = self.take_all(&mut done).inspect_err(|error| self.broken = Some(*error));
-        // A port whose other end has broken the protocol stays masked: it could go on signalling.
-        if polled.is_ok() {
-            self.channel.unmask();
+        let polled = self.take_all(&mut done);
+        match polled {
+            // A port whose other end has broken the protocol stays masked: it could go on signalling.
+            Ok(()) => {
+                if !self.backlog.is_empty() {
+                    self.refill(&mut done);
+                }
+                self.channel.unmask();
+            }
+            Err(error) => {
+                self.broken = Some(error);
+                self.open = false;
+            }
         }
         polled
     }
 
     fn take_all(&mut self, done: &mut impl FnMut(Completion<B>)) -> Result<(), QueueError> {
-        if self.answered > 0 {
+        if self.held() > 0 {
             self.retry(done);
         }
         // Bounded: each response takes a request out of flight, and none is submitted in here.
@@ -381,37 +376,83 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         }
     }
 
+    #[inline]
     fn take(&mut self, response: Answer, done: &mut impl FnMut(Completion<B>)) -> Result<(), QueueError> {
-        let id = response.id;
-        let index = u16::try_from(id).map_err(|_| QueueError::UnknownId(id))?;
-        let slot = self.slots.get_mut(usize::from(index)).ok_or(QueueError::UnknownId(id))?;
-        let SlotState::InFlight(operation) = slot.state else { return Err(QueueError::UnknownId(id)) };
-        if response.operation != operation.wire() {
-            return Err(QueueError::WrongOperation { id, claimed: response.operation });
+        let unknown = QueueError::UnknownId(response.id);
+        let index = u16::try_from(response.id).map_err(|_| unknown)?;
+        let slot = self.slots.get_mut(usize::from(index)).ok_or(unknown)?;
+        let number = slot.io;
+        // No I/O has the number of none.
+        let io = self.ios.get_mut(usize::from(number)).ok_or(unknown)?;
+        if response.operation != slot.operation {
+            return Err(QueueError::WrongOperation { id: response.id, claimed: response.operation });
         }
-        let result = match response.status {
-            Status::Okay => Ok(()),
-            Status::Error => Err(IoError::Failed),
-            Status::NotSupported => Err(IoError::NotSupported),
-            Status::Unknown(status) => Err(IoError::BadStatus(status)),
-        };
-        slot.state = SlotState::Answered(result);
-        self.answered += 1;
-        if !self.finish(index, done) {
-            self.counters.still_mapped += 1;
+        slot.io = NONE;
+        if slot.table != NONE
+            && let Some(tables) = &mut self.tables
+        {
+            tables.free.put(core::mem::replace(&mut slot.table, NONE));
+        }
+        self.free_slots.put(index);
+        io.parts -= 1;
+        if response.status != Status::Okay {
+            io.result = io.result.and(Err(error_of(response.status)));
+        }
+        if io.parts == 0 {
+            self.answer(number, done);
         }
         Ok(())
     }
 
-    /// Completes an answered request, unless the back end still maps a page of it.
-    fn finish(&mut self, index: u16, done: &mut impl FnMut(Completion<B>)) -> bool {
-        let slot = &mut self.slots[usize::from(index)];
-        let SlotState::Answered(result) = slot.state else { return true };
-        let Ok(buffer) = slot.loan.recall() else { return false };
-        slot.state = SlotState::Free(self.free);
-        self.free = Some(index);
+    /// All requests of an I/O are answered.
+    #[inline]
+    fn answer(&mut self, number: u16, done: &mut impl FnMut(Completion<B>)) {
+        let io = &mut self.ios[usize::from(number)];
+        io.state = IoState::Answered;
+        self.answered += 1;
+        if io.result == Err(IoError::NotSupported) {
+            let operation = io.operation;
+            self.learn_lack(operation);
+        }
+        if self.bounce.is_some() {
+            self.bring_back(number);
+        }
+        if !self.finish(number, done) {
+            self.counters.still_mapped += 1;
+        }
+    }
+
+    #[cold]
+    fn learn_lack(&mut self, operation: Operation) {
+        self.lacks.add(operation);
+        self.disk = self.disk.map(|disk| self.lacks.apply(disk));
+    }
+
+    /// Takes the data of an I/O out of the own pages, and these back.
+    fn bring_back(&mut self, number: u16) {
+        let (Some(bounce), io) = (&mut self.bounce, &mut self.ios[usize::from(number)]) else { return };
+        let first = core::mem::replace(&mut io.pages, NONE);
+        if io.operation == Operation::Read
+            && io.result.is_ok()
+            && let Some(buffer) = self.buffers.buffer(number)
+        {
+            self.counters.bounced_bytes += bounce.read(first, buffer);
+        }
+        self.counters.still_mapped += bounce.end(first);
+    }
+
+    /// Completes an answered I/O, unless the back end still maps a page of it.
+    #[inline]
+    fn finish(&mut self, number: u16, done: &mut impl FnMut(Completion<B>)) -> bool {
+        let io = &mut self.ios[usize::from(number)];
+        if io.state != IoState::Answered {
+            return true;
+        }
+        let Ok(buffer) = self.buffers.recall(number) else { return false };
+        io.state = IoState::Free;
+        let result = io.result;
+        self.free_ios.put(number);
         self.answered -= 1;
-        self.in_flight -= 1;
         self.counters.errors += u64::from(result.is_err());
         if let Some(buffer) = buffer {
             done(Completion { buffer: Returned::Whole(buffer), result });
@@ -420,71 +461,82 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     }
 
     /// Tries once more to complete what the back end had still mapped.
+    #[cold]
     fn retry(&mut self, done: &mut impl FnMut(Completion<B>)) {
-        for index in 0..self.slots.len() {
-            let _ = self.finish(index as u16, done);
+        if let Some(bounce) = &mut self.bounce {
+            bounce.retry();
+        }
+        for number in 0..self.ios.len() {
+            let _ = self.finish(number as u16, done);
         }
     }
 
-    /// The back end is gone: completes what is in flight, with [`IoError::Lost`] unless it was answered. Returns how many requests are
-    /// left because the back end still maps a page of them; they are tried again by another call.
-    pub(super) fn give_up(&mut self, mut done: impl FnMut(Completion<B>)) -> u32 {
+    /// Sends of what an earlier back end has not done as much as there is room for.
+    #[cold]
+    fn refill(&mut self, done: &mut impl FnMut(Completion<B>)) {
+        while let Some(Saved { operation, sector, sectors, buffer, .. }) = self.backlog.pop_front() {
+            match self.begin(operation, sector, sectors, buffer) {
+                Ok(()) => {}
+                Err((SubmitError::Full, buffer)) => {
+                    self.backlog.push_front(Saved { sequence: 0, operation, sector, sectors, buffer });
+                    break;
+                }
+                Err((error, buffer)) => {
+                    self.counters.errors += 1;
+                    done(Completion { buffer: Returned::Whole(buffer), result: Err(IoError::Refused(error)) });
+                }
+            }
+        }
+        self.push();
+    }
+
+    /// The back end is gone: `over` gets what is in flight. Returns how many I/Os are left because the back end still maps a page of
+    /// them; they are tried again by another call.
+    pub(super) fn give_up(&mut self, mut over: impl FnMut(Over<B>)) -> u32 {
         self.stop();
         if self.broken.is_none() {
             // Its last answers. Should they break the protocol, then there is nobody left to blame.
-            let _ = self.take_all(&mut done);
+            let _ = self.take_all(&mut |completion| over(Over::Done(completion)));
         }
         self.broken = Some(QueueError::Gone);
-        for slot in &mut self.slots {
-            if let SlotState::InFlight(_) = slot.state {
-                slot.state = SlotState::Answered(Err(IoError::Lost));
-                self.answered += 1;
+        self.retry(&mut |completion| over(Over::Done(completion)));
+        for number in 0..self.ios.len() as u16 {
+            if self.ios[usize::from(number)].state != IoState::InFlight {
+                continue;
+            }
+            if let Ok(Some(buffer)) = self.buffers.recall(number) {
+                let io = core::mem::replace(&mut self.ios[usize::from(number)], NO_IO);
+                self.free_ios.put(number);
+                let Io { operation, sequence, sector, sectors, .. } = io;
+                over(Over::Saved(Saved { sequence, operation, sector, sectors, buffer }));
             }
         }
-        self.retry(&mut done);
-        self.in_flight
+        // What has not been sent to this one stays after what has.
+        while let Some(saved) = self.backlog.pop_front() {
+            self.sequence += 1;
+            over(Over::Saved(Saved { sequence: self.sequence, ..saved }));
+        }
+        self.in_flight()
     }
 
     /// Waits no longer for what the back end still maps: completes it with a buffer that can only be looked at.
     pub(super) fn abandon(&mut self, mut done: impl FnMut(Completion<B>)) {
-        let slots = core::mem::take(&mut self.slots);
-        self.free = None;
-        (self.in_flight, self.answered) = (0, 0);
-        let errors = &mut self.counters.errors;
-        dissolve(slots.into(), |completion| {
-            *errors += u64::from(completion.result.is_err());
-            done(completion);
+        let Self { buffers, ios, free_ios, .. } = self;
+        buffers.end_all(|number, buffer| {
+            let io = core::mem::replace(&mut ios[usize::from(number)], NO_IO);
+            let result = if io.state == IoState::Answered { io.result } else { Err(IoError::Lost) };
+            free_ios.put(number);
+            done(Completion { buffer: buffer.into(), result });
         });
+        self.answered = 0;
     }
 }
 
-impl<D: Domain, B: Buffer> Drop for Queue<D, B> {
-    fn drop(&mut self) {
-        dissolve(core::mem::take(&mut self.slots).into(), |_| {});
+#[cold]
+const fn error_of(status: Status) -> IoError {
+    match status {
+        Status::NotSupported => IoError::NotSupported,
+        Status::Unknown(status) => IoError::BadStatus(status),
+        Status::Okay | Status::Error => IoError::Failed,
     }
-}
-
-/// Gives the grant references of slots back, and what was in flight in them to `done`.
-fn dissolve<G: Grants, B: Buffer>(slots: Vec<Slot<G, B>>, mut done: impl FnMut(Completion<B>)) {
-    for slot in slots {
-        let result = match slot.state {
-            SlotState::Answered(result) => result,
-            SlotState::Free(_) | SlotState::InFlight(_) => Err(IoError::Lost),
-        };
-        let buffer = match slot.loan.dissolve() {
-            Ok(None) => continue,
-            Ok(Some(buffer)) => Returned::Whole(buffer),
-            Err(held) => Returned::Held(held),
-        };
-        done(Completion { buffer, result });
-    }
-}
-
-/// Returns a part of a buffer as the wire has it; `None` if it is not made of whole sectors.
-fn wire_segment(gref: GrantRef, part: &hypercall::mem::Segment) -> Option<Segment> {
-    let (offset, len) = (usize::from(part.offset), usize::from(part.len));
-    if len == 0 || !offset.is_multiple_of(SECTOR) || !len.is_multiple_of(SECTOR) {
-        return None;
-    }
-    Segment::new(gref, (offset / SECTOR) as u8, ((offset + len) / SECTOR - 1) as u8)
 }

@@ -63,6 +63,19 @@ impl<M: RingMemory> FrontRing<M> {
         true
     }
 
+    /// The same for a request of which only the first `bytes` bytes are of use. What is written behind them is not said: more of
+    /// it, or what the slot had before, which the peer has seen.
+    #[inline]
+    #[must_use = "without room nothing was written"]
+    pub fn push_start(&mut self, request: &M::Request, bytes: usize) -> bool {
+        if self.free() == 0 {
+            return false;
+        }
+        self.memory.write_request_start(self.req_prod.slot(self.mask), request, bytes);
+        self.req_prod = self.req_prod.plus(1);
+        true
+    }
+
     /// Makes all pushed requests visible, and tells whether the peer wants an event for them.
     #[inline]
     pub fn publish(&mut self) -> Notify {

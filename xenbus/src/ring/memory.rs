@@ -102,6 +102,11 @@ pub trait RingMemory {
     fn read_request(&self, slot: usize) -> Self::Request;
     /// Copies a request into a slot. `slot` < `slots()`.
     fn write_request(&self, slot: usize, request: &Self::Request);
+    /// Copies the first `bytes` bytes of a request into a slot, or more of it.
+    #[inline]
+    fn write_request_start(&self, slot: usize, request: &Self::Request, _bytes: usize) {
+        self.write_request(slot, request);
+    }
     /// Copies the response in a slot. `slot` < `slots()`.
     fn read_response(&self, slot: usize) -> Self::Response;
     /// Copies a response into a slot. `slot` < `slots()`.
@@ -231,12 +236,12 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
         unsafe { to.assume_init() }
     }
 
-    /// Copies a `T` into a slot.
+    /// Copies the first `bytes` bytes of a `T` into a slot, rounded up to words.
     #[inline]
-    fn write<T: Wire>(&self, slot: usize, value: &T) {
+    fn write<T: Wire>(&self, slot: usize, value: &T, bytes: usize) {
         let to = self.slot(slot).cast::<u32>();
         let from = core::ptr::from_ref(value).cast::<u32>();
-        for index in 0..size_of::<T>() / 4 {
+        for index in 0..bytes.min(size_of::<T>()).div_ceil(4) {
             // SAFETY: inside `value`, which has no padding as `Wire` says.
             let word = unsafe { from.add(index).read_unaligned() };
             // SAFETY: a slot is at least as large as `T` and aligned to four bytes.
@@ -272,7 +277,12 @@ impl<B: Backing, Q: Wire, S: Wire> RingMemory for RingPages<B, Q, S> {
 
     #[inline]
     fn write_request(&self, slot: usize, request: &Q) {
-        self.write(slot, request);
+        self.write(slot, request, size_of::<Q>());
+    }
+
+    #[inline]
+    fn write_request_start(&self, slot: usize, request: &Q, bytes: usize) {
+        self.write(slot, request, bytes);
     }
 
     #[inline]
@@ -282,6 +292,6 @@ impl<B: Backing, Q: Wire, S: Wire> RingMemory for RingPages<B, Q, S> {
 
     #[inline]
     fn write_response(&self, slot: usize, response: &S) {
-        self.write(slot, response);
+        self.write(slot, response, size_of::<S>());
     }
 }

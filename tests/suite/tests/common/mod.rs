@@ -165,7 +165,11 @@ impl FrontOwner {
     }
 
     pub(crate) fn try_new(bed: &Bed) -> Result<Self, front::FrontError> {
-        let front = Front::new(&bed.front, &bed.device.front_path())?;
+        Self::with(bed, front::Config::default())
+    }
+
+    pub(crate) fn with(bed: &Bed, config: front::Config) -> Result<Self, front::FrontError> {
+        let front = Front::new(&bed.front, &bed.device.front_path(), config)?;
         Ok(Self {
             front,
             done: Vec::new(),
@@ -190,7 +194,7 @@ impl FrontOwner {
         buffer: Option<PageBuf<Domain>>,
     ) -> Option<u64> {
         let number = self.next;
-        let queue = self.front.queue()?;
+        let queue = self.front.queue(0)?;
         queue.submit(operation, sector, (number, buffer)).ok()?;
         queue.push();
         self.next += 1;
@@ -199,7 +203,11 @@ impl FrontOwner {
 
     /// Takes what the queue's event tells.
     pub(crate) fn poll(&mut self) {
-        let Some(queue) = self.front.queue() else { return };
+        self.poll_queue(0);
+    }
+
+    fn poll_queue(&mut self, index: usize) {
+        let Some(queue) = self.front.queue(index) else { return };
         let done = &mut self.done;
         if let Err(error) = queue.poll(|completion| done.push(completion.into())) {
             self.errors.push(error.to_string());
@@ -215,7 +223,7 @@ impl FrontOwner {
             Ok(front::Change::Connected(_)) => self.connected = true,
             Ok(front::Change::CloseWanted) => self.close_wanted = true,
             Ok(front::Change::Closed) => self.closed = true,
-            Ok(front::Change::Resized(_) | front::Change::None) => {}
+            Ok(front::Change::Resized(_) | front::Change::None | front::Change::Reconnecting) => {}
             Err(error) => self.errors.push(error.to_string()),
         }
     }
@@ -223,9 +231,12 @@ impl FrontOwner {
     /// Does what events and watches ask for. Tells whether they asked.
     pub(crate) fn turn(&mut self, bed: &Bed) -> bool {
         bed.settle();
-        let event = bed.take(&bed.front, self.front.port());
-        if event {
-            self.poll();
+        let mut event = false;
+        for index in 0..self.front.queues() {
+            if bed.take(&bed.front, self.front.port(index)) {
+                self.poll_queue(index);
+                event = true;
+            }
         }
         let changed = self.front.device().changed();
         if changed || (event && self.front.device().is_closing()) {

@@ -1,0 +1,289 @@
+//! A back end that goes and comes back: what was in flight is sent again.
+
+use hypercall::Platform;
+use hypercall::grant::{Access, MapRequest};
+use hypercall::mem::PAGE_SIZE;
+use xbd::front::{Change, Config, IoError, SubmitError};
+use xbd::protocol::Operation;
+use xen_sys::io::blkif::{BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, BlkifOp};
+use xenbus::device::State;
+
+use crate::common::{Bed, Done, FrontOwner};
+use crate::player::{Player, buffer, bytes, connected, ends, submit, submit_on};
+
+const AGAIN: Config = Config { reconnect: true, ..Config::DEFAULT };
+const FLUSHES: (&str, &str) = ("feature-flush-cache", "1");
+
+/// The back end lets go of everything and says that it is closed, or nothing at all any more, or that it is ready anew.
+fn goes(bed: &Bed, front: &mut FrontOwner, players: Vec<Player>, how: State) {
+    drop(players);
+    if how == State::Unknown {
+        bed.remove_back();
+        bed.settle();
+    } else {
+        bed.back_says("state", how.number()).unwrap();
+    }
+    bed.settle();
+    assert!(front.front.device().changed());
+    let done = &mut front.done;
+    let change = front.front.step(|completion| done.push(completion.into()));
+    assert_eq!(change, Ok(Change::Reconnecting), "{how}");
+    assert_eq!(bed.front_state().as_deref(), Some("1"));
+    assert!(front.front.queue(0).is_none() && front.front.disk().is_none());
+}
+
+#[test]
+fn what_is_in_flight_is_sent_to_the_next_back_end_in_its_order_and_ends_once() {
+    for how in [State::Closed, State::InitWait, State::Initialising] {
+        let (bed, mut front, mut players) = connected(1, AGAIN, &[FLUSHES]);
+        submit(&mut front, Operation::Write, 0, Some(buffer(&bed, 2 * PAGE_SIZE, 1))).unwrap();
+        submit(&mut front, Operation::Write, 100, Some(buffer(&bed, 30 * PAGE_SIZE, 2))).unwrap();
+        submit(&mut front, Operation::Flush, 0, None).unwrap();
+        submit(&mut front, Operation::Read, 8, Some(buffer(&bed, 512, 3))).unwrap();
+        submit(&mut front, Operation::Write, 0, Some(buffer(&bed, 512, 4))).unwrap();
+        let requests = players[0].requests(&bed);
+        assert_eq!(requests.len(), 7);
+        // The read is answered; of the large one a part; of the first it is not known.
+        players[0].answer(&[(&requests[5], BLKIF_RSP_OKAY), (&requests[2], BLKIF_RSP_ERROR)]);
+        goes(&bed, &mut front, players, how);
+        assert_eq!(front.done, [Done { number: 3, result: Ok(()), whole: true }]);
+        let mut players = Player::connect(&bed, &mut front, &[FLUSHES]);
+        let requests = players[0].requests(&bed);
+        let shape: Vec<_> = requests.iter().map(|seen| (seen.op, seen.sector, seen.segments.len())).collect();
+        let (write, flush) = (BlkifOp::WRITE, BlkifOp::FLUSH_DISKCACHE);
+        let expected =
+            [(write, 0, 2), (write, 100, 11), (write, 188, 11), (write, 276, 8), (flush, 0, 0), (write, 0, 1)];
+        assert_eq!(shape, expected, "{how}");
+        assert_eq!(players[0].data(&bed, &requests[0]), bytes(2 * PAGE_SIZE, 1));
+        let data: Vec<u8> = (1..4).flat_map(|index| players[0].data(&bed, &requests[index])).collect();
+        assert!(data == bytes(30 * PAGE_SIZE, 2));
+        players[0].all_well(&requests);
+        front.follow(&bed);
+        assert!(front.done.iter().all(|done| done.result == Ok(()) && done.whole));
+        front.check_each_once();
+        assert_eq!(front.front.counters().requests, 13, "both lives count");
+        ends(bed, front, players);
+    }
+}
+
+#[test]
+fn back_end_whose_directory_vanishes_is_waited_for_too() {
+    let (bed, mut front, mut players) = connected(2, AGAIN, &[]);
+    submit(&mut front, Operation::Write, 0, Some(buffer(&bed, 512, 1))).unwrap();
+    players[0].requests(&bed);
+    goes(&bed, &mut front, players, State::Unknown);
+    front.step();
+    assert_eq!((bed.front_state().as_deref(), front.done.len()), (Some("1"), 0));
+    front.front.close().unwrap();
+    front.step();
+    assert!(front.closed);
+    assert_eq!(front.done, [Done { number: 0, result: Err(IoError::Lost), whole: true }]);
+    drop(front);
+    bed.check_quiet();
+}
+
+#[test]
+fn fewer_queues_and_a_smaller_ring_and_no_indirect_requests_take_the_same_ios_bit_by_bit() {
+    let config = Config { max_queues: 3, max_ring_pages: 4, ..AGAIN };
+    let rich =
+        [("multi-queue-max-queues", "3"), ("max-ring-page-order", "2"), ("feature-max-indirect-segments", "256")];
+    let poor = [("multi-queue-max-queues", "1"), ("max-ring-page-order", "0"), ("feature-max-indirect-segments", "0")];
+    let (bed, mut front, mut players) = connected(3, config, &rich);
+    let mut order = vec![Vec::new(); 3];
+    for queue in 0..3usize {
+        for index in 0..40u64 {
+            // No part of the large one begins where another does.
+            let (pages, shift) = if index == 7 { (40, 3) } else { (1, 0) };
+            let sector = queue as u64 * 4096 + index * 16 + shift;
+            submit_on(&mut front, queue, Operation::Write, sector, Some(buffer(&bed, pages * PAGE_SIZE, 0))).unwrap();
+            order[queue].push(sector);
+        }
+        assert_eq!(players[queue].requests(&bed).len(), 40);
+    }
+    goes(&bed, &mut front, players, State::Closed);
+    let mut players = Player::connect(&bed, &mut front, &poor);
+    assert_eq!((players.len(), front.front.queues(), players[0].slots), (1, 1, 32));
+    assert_eq!(front.front.queue(0).unwrap().in_flight(), 120);
+    let error = submit(&mut front, Operation::Read, 0, Some(buffer(&bed, 512, 0))).unwrap_err();
+    assert_eq!(error, SubmitError::Full, "those that wait come first");
+    let mut seen = Vec::new();
+    for _ in 0..20 {
+        let requests = players[0].requests(&bed);
+        seen.extend(requests.iter().map(|request| (request.sector, request.segments.len())));
+        players[0].all_well(&requests);
+        front.follow(&bed);
+    }
+    assert_eq!(front.done.len(), 120);
+    assert!(front.done.iter().all(|done| done.result == Ok(()) && done.whole));
+    front.check_each_once();
+    assert_eq!(seen.len(), 120 + 3 * 3, "a large one is four requests now");
+    for sectors in order {
+        let firsts: Vec<_> = seen.iter().map(|seen| seen.0).filter(|sector| sectors.contains(sector)).collect();
+        assert_eq!(firsts, sectors, "each queue's are in their order");
+    }
+    submit(&mut front, Operation::Read, 0, Some(buffer(&bed, 512, 0))).unwrap();
+    let requests = players[0].requests(&bed);
+    players[0].all_well(&requests);
+    front.follow(&bed);
+    ends(bed, front, players);
+}
+
+#[test]
+fn io_that_the_new_disk_does_not_take_fails_and_says_why() {
+    let (bed, mut front, players) = connected(4, AGAIN, &[FLUSHES]);
+    submit(&mut front, Operation::Write, 8, Some(buffer(&bed, 512, 0))).unwrap();
+    submit(&mut front, Operation::Write, 65528, Some(buffer(&bed, PAGE_SIZE, 0))).unwrap();
+    submit(&mut front, Operation::Write, 16, Some(buffer(&bed, PAGE_SIZE, 0))).unwrap();
+    submit(&mut front, Operation::Flush, 0, None).unwrap();
+    goes(&bed, &mut front, players, State::Closed);
+    // What `connect` says of the size is overwritten before it is looked at.
+    let nodes = [("sector-size", "4096"), ("feature-flush-cache", "0"), ("sectors", "4096")];
+    let mut players = Player::connect(&bed, &mut front, &nodes);
+    let refused = |number, error| Done { number, result: Err(IoError::Refused(error)), whole: true };
+    let beyond = SubmitError::BeyondEnd { sector: 65528, sectors: 8, capacity: 4096 };
+    assert_eq!(
+        front.done,
+        [
+            refused(0, SubmitError::BadBuffer),
+            refused(1, beyond),
+            refused(3, SubmitError::NotSupported(Operation::Flush))
+        ]
+    );
+    let requests = players[0].requests(&bed);
+    assert_eq!(requests.iter().map(|seen| seen.sector).collect::<Vec<_>>(), [16]);
+    players[0].all_well(&requests);
+    front.follow(&bed);
+    ends(bed, front, players);
+}
+
+#[test]
+fn page_that_the_old_back_end_maps_has_the_owners_patience_and_then_its_io_is_lost_alone() {
+    for lets_go in [true, false] {
+        let (bed, mut front, mut players) = connected(5, AGAIN, &[]);
+        front.front.set_patience_ns(1_000_000_000);
+        for sector in [0, 8] {
+            submit(&mut front, Operation::Write, sector, Some(buffer(&bed, PAGE_SIZE, 0))).unwrap();
+        }
+        let requests = players[0].requests(&bed);
+        let request = MapRequest { gref: requests[0].segments[0].gref, peer: bed.front.id, access: Access::ReadOnly };
+        players[0].window.map(0, request).unwrap();
+        bed.back_says("state", State::Closed.number()).unwrap();
+        front.follow(&bed);
+        assert!(front.front.is_waiting() && !front.closed);
+        let error = submit(&mut front, Operation::Read, 0, Some(buffer(&bed, 512, 0))).unwrap_err();
+        assert_eq!(error, SubmitError::NotConnected);
+        // It may say what it wants meanwhile.
+        bed.back_says("state", State::InitWait.number()).unwrap();
+        front.follow(&bed);
+        assert_eq!((front.done.len(), bed.front_state().as_deref()), (0, Some("4")));
+        if lets_go {
+            drop(players.drain(..));
+        } else {
+            let platform = &bed.front.platform;
+            let end = platform.now_ns() + 1_000_000_000;
+            while platform.now_ns() < end {
+                platform.wait(&[], end);
+            }
+        }
+        front.step();
+        assert_eq!(bed.front_state().as_deref(), Some("1"));
+        assert_eq!(front.front.is_waiting(), false);
+        let lost = [Done { number: 0, result: Err(IoError::Lost), whole: false }];
+        assert_eq!(front.done, if lets_go { &[][..] } else { &lost });
+        drop(players);
+        let mut players = Player::connect(&bed, &mut front, &[]);
+        let requests = players[0].requests(&bed);
+        let sectors: Vec<_> = requests.iter().map(|seen| seen.sector).collect();
+        assert_eq!(sectors, if lets_go { &[0, 8][..] } else { &[8] });
+        players[0].all_well(&requests);
+        front.follow(&bed);
+        front.check_each_once();
+        if lets_go {
+            ends(bed, front, players);
+        }
+    }
+}
+
+#[test]
+fn copied_data_is_sent_again_though_the_old_back_end_keeps_its_pages() {
+    let config = Config { trusted: false, ..AGAIN };
+    let (bed, mut front, mut old) = connected(6, config, &[]);
+    submit(&mut front, Operation::Write, 0, Some(buffer(&bed, PAGE_SIZE, 9))).unwrap();
+    let requests = old[0].requests(&bed);
+    let request = MapRequest { gref: requests[0].segments[0].gref, peer: bed.front.id, access: Access::ReadOnly };
+    old[0].window.map(0, request).unwrap();
+    bed.back_says("state", State::Closed.number()).unwrap();
+    front.follow(&bed);
+    assert_eq!(bed.front_state().as_deref(), Some("1"));
+    let mut players = Player::connect(&bed, &mut front, &[]);
+    let requests = players[0].requests(&bed);
+    assert_eq!(players[0].data(&bed, &requests[0]), bytes(PAGE_SIZE, 9));
+    players[0].all_well(&requests);
+    front.follow(&bed);
+    drop(old);
+    ends(bed, front, players);
+}
+
+#[test]
+fn back_end_may_go_at_any_moment_of_the_next_connection_and_again() {
+    let (bed, mut front, mut players) = connected(7, AGAIN, &[]);
+    submit(&mut front, Operation::Write, 0, Some(buffer(&bed, 512, 0))).unwrap();
+    submit(&mut front, Operation::Write, 8, Some(buffer(&bed, 512, 0))).unwrap();
+    players[0].requests(&bed);
+    goes(&bed, &mut front, players, State::Closed);
+    // Before it has found the rings.
+    bed.back_says("state", State::InitWait.number()).unwrap();
+    front.follow(&bed);
+    assert_eq!(bed.front_state().as_deref(), Some("3"));
+    bed.back_says("state", State::Closed.number()).unwrap();
+    front.follow(&bed);
+    assert_eq!(bed.front_state().as_deref(), Some("1"));
+    // And as soon as it is connected, with one of them done.
+    let mut players = Player::connect(&bed, &mut front, &[]);
+    let requests = players[0].requests(&bed);
+    assert_eq!(requests.len(), 2);
+    players[0].answer(&[(&requests[0], BLKIF_RSP_OKAY)]);
+    goes(&bed, &mut front, players, State::Closed);
+    assert_eq!(front.done, [Done { number: 0, result: Ok(()), whole: true }]);
+    let mut players = Player::connect(&bed, &mut front, &[]);
+    let requests = players[0].requests(&bed);
+    assert_eq!(requests.iter().map(|seen| seen.sector).collect::<Vec<_>>(), [8]);
+    players[0].all_well(&requests);
+    front.follow(&bed);
+    ends(bed, front, players);
+}
+
+#[test]
+fn owner_may_close_while_what_is_to_be_sent_again_is_not_sent_yet_and_it_is_done_all_the_same() {
+    let config = Config { max_ring_pages: 2, ..AGAIN };
+    let (bed, mut front, players) = connected(8, config, &[("max-ring-page-order", "1")]);
+    for sector in 0..50 {
+        submit(&mut front, Operation::Write, sector, Some(buffer(&bed, 512, 0))).unwrap();
+    }
+    goes(&bed, &mut front, players, State::Closed);
+    let mut players = Player::connect(&bed, &mut front, &[("max-ring-page-order", "0")]);
+    front.front.close().unwrap();
+    front.step();
+    assert_eq!(bed.front_state().as_deref(), Some("5"));
+    for _ in 0..2 {
+        let requests = players[0].requests(&bed);
+        players[0].all_well(&requests);
+        front.follow(&bed);
+    }
+    assert_eq!(bed.front_state().as_deref(), Some("6"));
+    assert!(front.done.len() == 50 && front.done.iter().all(|done| done.result == Ok(())));
+    ends(bed, front, players);
+}
+
+#[test]
+fn back_end_that_broke_the_protocol_is_not_waited_for() {
+    let (bed, mut front, mut players) = connected(9, AGAIN, &[]);
+    submit(&mut front, Operation::Write, 0, Some(buffer(&bed, 512, 0))).unwrap();
+    let mut requests = players[0].requests(&bed);
+    requests[0].id = 31;
+    players[0].all_well(&requests);
+    front.follow(&bed);
+    assert_eq!(bed.front_state().as_deref(), Some("6"));
+    assert_eq!(front.done, [Done { number: 0, result: Err(IoError::Lost), whole: true }]);
+    ends(bed, front, players);
+}

@@ -1,0 +1,404 @@
+//! The fast path's first half: from an I/O to requests in the ring.
+
+use core::mem::offset_of;
+
+use hypercall::GrantRef;
+use hypercall::grant::Access;
+use hypercall::mem::Buffer;
+use xen_sys::io::blkif::BlkifOp;
+use xenbus::Domain;
+
+use super::bounce::NONE;
+use super::numbers::Numbers;
+use super::over::{Counters, SubmitError};
+use super::queue::{Io, IoState, Queue, RawRequest, Ring, Slot, Tables};
+use crate::features::Disk;
+use crate::protocol::{Data, IndirectPages, Layout, Native, Operation, Request, Segment, Segments};
+use crate::{MAX_SEGMENTS, SECTOR};
+
+/// Sectors of 512 bytes in a page.
+const SECTORS_PER_PAGE: u64 = (hypercall::mem::PAGE_SIZE / SECTOR) as u64;
+
+/// What an I/O comes to.
+#[derive(Clone, Copy)]
+struct Size {
+    segments: usize,
+    sectors: u64,
+}
+
+impl<D: Domain, B: Buffer> Queue<D, B> {
+    /// Starts an I/O; the back end sees it after [`push`](Self::push). `sector` counts 512 bytes; it means nothing for a flush, whose
+    /// buffer has no segments, and for a barrier whose buffer has none.
+    ///
+    /// An I/O of more segments than a request takes becomes several requests, which the back end may do in any order. It is completed
+    /// once, when all are answered, and with the first error.
+    ///
+    /// # Errors
+    /// [`SubmitError`] and the buffer.
+    #[inline]
+    pub fn submit(&mut self, operation: Operation, sector: u64, buffer: B) -> Result<(), (SubmitError, B)> {
+        self.accept(operation, sector, 0, buffer)
+    }
+
+    /// Starts a discard: of `sectors` sectors from `sector` on, in units of 512 bytes, nobody needs what is in them any more. With
+    /// `secure`, nobody is able to read it any more either. `buffer` has no segments; it is what the I/O is known by.
+    ///
+    /// # Errors
+    /// [`SubmitError`] and the buffer.
+    pub fn submit_discard(
+        &mut self,
+        sector: u64,
+        sectors: u64,
+        secure: bool,
+        buffer: B,
+    ) -> Result<(), (SubmitError, B)> {
+        let operation = if secure { Operation::SecureDiscard } else { Operation::Discard };
+        self.accept(operation, sector, sectors, buffer)
+    }
+
+    #[inline]
+    fn accept(&mut self, operation: Operation, sector: u64, sectors: u64, buffer: B) -> Result<(), (SubmitError, B)> {
+        if !self.open {
+            return Err((SubmitError::NotConnected, buffer));
+        }
+        // What an earlier back end has not done comes first.
+        let begun = if self.backlog.is_empty() {
+            self.begin(operation, sector, sectors, buffer)
+        } else {
+            Err((SubmitError::Full, buffer))
+        };
+        if let Err((SubmitError::Full, _)) = &begun {
+            self.counters.full += 1;
+        }
+        begun
+    }
+
+    /// Starts an I/O, if there is room for it.
+    #[inline]
+    pub(super) fn begin(
+        &mut self,
+        operation: Operation,
+        sector: u64,
+        sectors: u64,
+        buffer: B,
+    ) -> Result<(), (SubmitError, B)> {
+        let size = match self.measure(operation, sector, sectors, &buffer) {
+            Ok(size) => size,
+            Err(error) => return Err((error, buffer)),
+        };
+        let common = matches!(operation, Operation::Read | Operation::Write) && size.segments <= MAX_SEGMENTS;
+        if !common || self.bounce.is_some() {
+            return self.begin_rare(operation, sector, size, buffer);
+        }
+        if self.free_slots.free() == 0 {
+            return Err((SubmitError::Full, buffer));
+        }
+        let Some(number) = self.free_ios.take() else { return Err((SubmitError::Full, buffer)) };
+        let mut list = Segments::EMPTY;
+        let lent = self.buffers.lend(number, access(operation), size.segments, buffer, |gref, part| {
+            if let Some(segment) = wire_segment(gref, &part) {
+                // There is room: `measure` has counted.
+                let _ = list.push(segment);
+            }
+        });
+        if let Err(buffer) = lent {
+            self.free_ios.put(number);
+            return Err((SubmitError::Full, buffer));
+        }
+        self.note(number, operation, sector, size, 1);
+        self.counters.segments += size.segments as u64;
+        self.sender(number).send(NONE, operation, sector, Data::Direct(list));
+        Ok(())
+    }
+
+    /// The same, for what is neither a read nor a write, or takes several requests or an indirect one, or is copied.
+    #[cold]
+    fn begin_rare(&mut self, operation: Operation, sector: u64, size: Size, buffer: B) -> Result<(), (SubmitError, B)> {
+        let data = size.segments > 0;
+        let segments = match &mut self.bounce {
+            Some(bounce) if data => {
+                let pages = size.sectors.div_ceil(SECTORS_PER_PAGE) as usize;
+                if pages > bounce.free() {
+                    bounce.retry();
+                }
+                pages
+            }
+            _ => size.segments,
+        };
+        let per_request = self.per_request_of(operation);
+        let requests = segments.div_ceil(per_request).max(1);
+        if let Err(error) = self.find_room(operation, segments, requests) {
+            return Err((error, buffer));
+        }
+        if requests > 1 && self.bounce.is_none() && !self.may_be_split(&buffer) {
+            return Err((SubmitError::BadBuffer, buffer));
+        }
+        let Some(number) = self.free_ios.take() else { return Err((SubmitError::Full, buffer)) };
+        self.note(number, operation, sector, size, requests as u16);
+        self.counters.segments += segments as u64;
+        let lent = if data && self.bounce.is_none() { segments } else { 0 };
+        let Self { buffers, ios, slots, free_slots, tables, bounce, ring, counters, .. } = self;
+        let sender = Sender::<D> { number, ring, slots, free_slots, tables, counters };
+        let mut split = Split { sender, operation, sector, left: segments, per_request, part: Part::EMPTY };
+        let lent = buffers.lend(number, access(operation), lent, buffer, |gref, part| {
+            if let Some(segment) = wire_segment(gref, &part) {
+                split.push(segment);
+            }
+        });
+        if let Err(buffer) = lent {
+            ios[usize::from(number)].state = IoState::Free;
+            self.free_ios.put(number);
+            return Err((SubmitError::Full, buffer));
+        }
+        if let (true, Some(bounce)) = (data, bounce) {
+            let written = buffers.buffer(number).filter(|_| operation != Operation::Read);
+            let bytes = size.sectors as usize * SECTOR;
+            let first = bounce.lend(bytes, written, |segment| split.push(segment));
+            ios[usize::from(number)].pages = first;
+            if operation != Operation::Read {
+                split.sender.counters.bounced_bytes += bytes as u64;
+            }
+        }
+        if !data {
+            let data = match operation {
+                Operation::Discard | Operation::SecureDiscard => Data::Sectors(size.sectors),
+                _ => Data::None,
+            };
+            split.sender.send(NONE, operation, sector, data);
+        }
+        Ok(())
+    }
+
+    /// Writes an I/O down.
+    #[inline]
+    fn note(&mut self, number: u16, operation: Operation, sector: u64, size: Size, parts: u16) {
+        self.sequence += 1;
+        self.ios[usize::from(number)] = Io {
+            operation,
+            state: IoState::InFlight,
+            parts,
+            result: Ok(()),
+            pages: NONE,
+            sequence: self.sequence,
+            sector,
+            sectors: size.sectors,
+        };
+    }
+
+    #[inline]
+    const fn sender(&mut self, number: u16) -> Sender<'_, D> {
+        Sender {
+            number,
+            ring: &mut self.ring,
+            slots: &mut self.slots,
+            free_slots: &mut self.free_slots,
+            tables: &mut self.tables,
+            counters: &mut self.counters,
+        }
+    }
+
+    /// Tells what is wrong with an I/O, or how large it is.
+    #[inline]
+    fn measure(&self, operation: Operation, sector: u64, sectors: u64, buffer: &B) -> Result<Size, SubmitError> {
+        let Some(disk) = &self.disk else { return Err(SubmitError::NotConnected) };
+        if operation.mutates() && disk.read_only {
+            return Err(SubmitError::ReadOnly);
+        }
+        let mut size = Size { segments: 0, sectors: 0 };
+        for part in buffer.segments() {
+            let Some(segment) = wire_segment(GrantRef(0), &part) else { return Err(SubmitError::BadBuffer) };
+            size.sectors += segment.sectors();
+            size.segments += 1;
+        }
+        match operation {
+            Operation::Read | Operation::Write if size.segments == 0 => return Err(SubmitError::BadBuffer),
+            Operation::Read | Operation::Write => {}
+            _ => match rare_size(disk, operation, sectors, size)? {
+                Some(sectors) => size.sectors = sectors,
+                None => return Ok(size),
+            },
+        }
+        let unit = u64::from(disk.sector_size) / SECTOR as u64;
+        // A power of two.
+        if (sector | size.sectors) & (unit - 1) != 0 {
+            return Err(SubmitError::BadBuffer);
+        }
+        match sector.checked_add(size.sectors) {
+            Some(end) if end <= disk.sectors => Ok(size),
+            _ => Err(SubmitError::BeyondEnd { sector, sectors: size.sectors, capacity: disk.sectors }),
+        }
+    }
+
+    /// Returns how many segments a request of this operation may have.
+    const fn per_request_of(&self, operation: Operation) -> usize {
+        match operation {
+            Operation::Read | Operation::Write => self.per_request,
+            // No other can be indirect.
+            _ => MAX_SEGMENTS,
+        }
+    }
+
+    /// Returns how many segments an I/O of this operation may have.
+    pub(super) fn max_of(&self, operation: Operation) -> usize {
+        let stock = self.bounce.as_ref().map_or(self.buffers.refs(), super::bounce::Bounce::count);
+        stock.min(self.slots.len() * self.per_request_of(operation))
+    }
+
+    /// Tells whether there is room for an I/O now, or ever.
+    fn find_room(&self, operation: Operation, segments: usize, requests: usize) -> Result<(), SubmitError> {
+        let max = self.max_of(operation);
+        if segments > max {
+            return Err(SubmitError::TooLarge { segments, max });
+        }
+        let free = self.bounce.as_ref().map_or(self.buffers.free(), super::bounce::Bounce::free);
+        if segments > free || requests > self.free_slots.free() {
+            return Err(SubmitError::Full);
+        }
+        Ok(())
+    }
+
+    /// Tells whether a buffer can be cut between any two segments: a request is made of whole sectors of the disk.
+    fn may_be_split(&self, buffer: &B) -> bool {
+        let unit = self.disk.as_ref().map_or(SECTOR, |disk| disk.sector_size as usize);
+        buffer.segments().all(|part| usize::from(part.len).is_multiple_of(unit))
+    }
+}
+
+/// Tells what is wrong with an I/O that is neither read nor write, or how many sectors it is about: `None` for one without a place.
+#[cold]
+fn rare_size(disk: &Disk, operation: Operation, sectors: u64, size: Size) -> Result<Option<u64>, SubmitError> {
+    let offered = match operation {
+        Operation::Flush => disk.flush,
+        Operation::Barrier => disk.barrier,
+        Operation::Discard => disk.discard.is_some(),
+        Operation::SecureDiscard => disk.discard.is_some_and(|discard| discard.secure),
+        Operation::Read | Operation::Write => true,
+    };
+    if !offered {
+        return Err(SubmitError::NotSupported(operation));
+    }
+    match operation {
+        Operation::Barrier if size.segments == 0 => Ok(None),
+        Operation::Barrier => Ok(Some(size.sectors)),
+        Operation::Flush if size.segments == 0 => Ok(None),
+        Operation::Discard | Operation::SecureDiscard if size.segments == 0 && sectors > 0 => Ok(Some(sectors)),
+        _ => Err(SubmitError::BadBuffer),
+    }
+}
+
+/// Returns what the back end may do with the pages of an operation.
+#[inline]
+fn access(operation: Operation) -> Access {
+    if operation == Operation::Read { Access::ReadWrite } else { Access::ReadOnly }
+}
+
+/// Writes the requests of an I/O into the ring.
+struct Sender<'a, D: Domain> {
+    number: u16,
+    ring: &'a mut Ring<D>,
+    slots: &'a mut [Slot],
+    free_slots: &'a mut Numbers,
+    tables: &'a mut Option<Tables<D>>,
+    counters: &'a mut Counters,
+}
+
+impl<D: Domain> Sender<'_, D> {
+    /// Writes a request. The caller has seen that there is room.
+    #[inline]
+    fn send(&mut self, table: u16, operation: Operation, sector: u64, data: Data) {
+        let Some(index) = self.free_slots.take() else { return };
+        self.slots[usize::from(index)] = Slot { io: self.number, operation: operation.wire(), table };
+        self.counters.requests += 1;
+        match operation.wire() {
+            BlkifOp::FLUSH_DISKCACHE => self.counters.flushes += 1,
+            BlkifOp::DISCARD => self.counters.discards += 1,
+            _ => {}
+        }
+        let used = match &data {
+            Data::Direct(list) => offset_of!(RawRequest, seg) + list.as_slice().len() * Segment::BYTES,
+            _ => size_of::<RawRequest>(),
+        };
+        let sector = if let Data::None = data { 0 } else { sector };
+        let request = Request { id: index.into(), operation, sector, data };
+        // There is room: a ring has as many slots as there are numbers, and this one was free.
+        let _ = self.ring.push_start(&Native::emit(&request), used);
+    }
+}
+
+/// Cuts an I/O into requests.
+struct Split<'a, D: Domain> {
+    sender: Sender<'a, D>,
+    operation: Operation,
+    /// Where the next request begins.
+    sector: u64,
+    /// Segments that no request has yet.
+    left: usize,
+    per_request: usize,
+    part: Part,
+}
+
+/// The request at hand.
+struct Part {
+    /// How many segments it will have, and has.
+    planned: usize,
+    count: usize,
+    sectors: u64,
+    /// Where its segments stand, if it is indirect.
+    table: u16,
+    list: Segments,
+}
+
+impl Part {
+    const EMPTY: Self = Self { planned: 0, count: 0, sectors: 0, table: NONE, list: Segments::EMPTY };
+}
+
+impl<D: Domain> Split<'_, D> {
+    /// Adds the next segment.
+    fn push(&mut self, segment: Segment) {
+        if self.part.count == 0 {
+            self.part.planned = self.left.min(self.per_request);
+            if self.part.planned > MAX_SEGMENTS {
+                // There is one: there are as many as requests that are so large.
+                self.part.table = self.sender.tables.as_mut().and_then(Tables::take).unwrap_or(NONE);
+            }
+        }
+        match self.sender.tables {
+            Some(tables) if self.part.table != NONE => tables.write(self.part.table, self.part.count, segment),
+            // There is room: else it would be indirect.
+            _ => _ = self.part.list.push(segment),
+        }
+        self.part.count += 1;
+        self.part.sectors += segment.sectors();
+        self.left = self.left.saturating_sub(1);
+        if self.part.count == self.part.planned {
+            self.send();
+        }
+    }
+
+    fn send(&mut self) {
+        let Part { count, sectors, table, list, .. } = core::mem::replace(&mut self.part, Part::EMPTY);
+        let pages = match self.sender.tables {
+            Some(tables) if table != NONE => IndirectPages::new(count as u16, tables.grefs(table)),
+            _ => None,
+        };
+        let data = match pages {
+            Some(pages) => {
+                self.sender.counters.indirect += 1;
+                Data::Indirect(pages)
+            }
+            None => Data::Direct(list),
+        };
+        self.sender.send(table, self.operation, self.sector, data);
+        self.sector += sectors;
+    }
+}
+
+/// Returns a part of a buffer as the wire has it; `None` if it is not made of whole sectors.
+#[inline]
+fn wire_segment(gref: GrantRef, part: &hypercall::mem::Segment) -> Option<Segment> {
+    let (offset, len) = (usize::from(part.offset), usize::from(part.len));
+    if len == 0 || (offset | len) % SECTOR != 0 {
+        return None;
+    }
+    Segment::new(gref, (offset / SECTOR) as u8, ((offset + len) / SECTOR - 1) as u8)
+}
