@@ -1,7 +1,4 @@
 //! Work that is done by threads: all of it ends once, in any order, and is waited for.
-#![cfg(target_os = "linux")]
-
-mod common;
 
 use std::fs;
 use std::sync::Arc;
@@ -10,10 +7,9 @@ use std::task::{Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use common::{Area, fill, logged, next};
+use crate::common::{Area, fill, logged, next};
 use disk::{FileStore, Options, Workers};
 use hypercall::mem::Shared;
-use xbd::SECTOR;
 use xbd::back::{Parts, Started, Store, StoreFault, Token, Work};
 
 fn image(bytes: u64) -> tempfile::NamedTempFile {
@@ -146,12 +142,22 @@ fn an_owner_that_sleeps_is_woken() {
 }
 
 #[test]
-fn the_threads_end_with_the_last_handle() {
-    let count = || {
-        let tasks = fs::read_dir("/proc/self/task").unwrap();
-        let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-        tasks.filter(|task| name(task.as_ref().unwrap().path().as_path().into()).starts_with("mine")).count()
+fn the_threads_end_with_the_last_handle_and_the_file_is_closed() {
+    let file = image(1 << 16);
+    let store = open(&file, 3, 8, None);
+    let path = file.into_temp_path();
+    let open = || {
+        let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|link| fs::read_link(link.ok()?.path()).ok());
+        links.filter(|link| *link == *path).count()
     };
-    let _ = count;
-    let _ = SECTOR;
+    let another = store.handle();
+    drop(store);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(open(), 1, "closed, although there is a handle");
+    drop(another);
+    let start = Instant::now();
+    while open() > 0 {
+        assert!(start.elapsed() < Duration::from_secs(20), "still open");
+        std::thread::yield_now();
+    }
 }
