@@ -5,4 +5,5 @@ mod common;
 mod device;
 mod faulty;
 mod file;
+mod served;
 mod workers;
