@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use disk::{FileStore, Options};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use mock::{Config, Domain, Ledger};
 use sha2::{Digest, Sha256};
@@ -15,7 +16,7 @@ use suite::toolstack::NewDevice;
 use xbd::SECTOR;
 use xbd::protocol::Operation;
 
-use crate::host::image::{self, FileStore};
+use crate::host::image;
 
 /// Bytes of the image that is made when none is given.
 const MADE_BYTES: u64 = 32 << 20;
@@ -52,7 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => image::make(MADE_BYTES).context("the demo's image can't be made")?,
     };
     let name = args.disk.as_ref().map_or("made for the demo".into(), |path| path.display().to_string());
-    let disk = FileStore::new(source.try_clone()?, &name, true)?;
+    let disk = FileStore::new(source.try_clone()?, &name, &Options { read_only: true, ..Options::default() })?;
     let bytes = xbd::back::Store::sectors(&disk) * SECTOR as u64;
     println!("image     {name} ({kind}), {}", HumanBytes(bytes));
     let expected = image::sha256(&source)?;
@@ -61,7 +62,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Without a name: however this ends, nothing is left behind.
     let copy = tempfile::tempfile().context("no temporary file for the copy")?;
     copy.set_len(bytes).context("no room for the copy")?;
-    let outcome = copy_through(args.seed, bytes, disk, FileStore::new(copy.try_clone()?, "the copy", false)?)?;
+    // Without workers, so that nothing but the seed decides what happens.
+    let target = FileStore::new(copy.try_clone()?, "the copy", &Options::default())?;
+    let outcome = copy_through(args.seed, bytes, disk, target)?;
     println!("sha256    {}  as domU reads it from xvda", hex(&outcome.read));
     println!("sha256    {}  as domU reads it back from xvdb", hex(&outcome.written));
     let copied = image::sha256(&copy)?;
