@@ -76,7 +76,8 @@ pub fn draw(seed: u64, count: usize) -> Vec<Fault> {
             5 => Fault::RepeatEvent { to: any, nth },
             6 => Fault::DelayEvent { to: any, nth },
             7 => {
-                let refusal = [Refusal::Again, Refusal::Noent, Refusal::Quota, Refusal::Io][below(4) as usize];
+                // Not ENOENT, which is no failure: a node that isn't there is waited for.
+                let refusal = [Refusal::Again, Refusal::Acces, Refusal::Quota, Refusal::Io][below(4) as usize];
                 Fault::Request { domain: any, nth, refusal }
             }
             8 => Fault::DropWatch { to: any, nth },

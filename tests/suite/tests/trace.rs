@@ -88,8 +88,9 @@ fn check_timeline(timeline: &Value) -> usize {
         let times: Vec<f64> = ends.iter().map(|end| end["ts"].as_f64().unwrap()).collect();
         assert!(times[0] < times[1], "arrow {id} goes back");
         for (end, time) in ends.iter().zip(times) {
-            let within = slices[&place(end)].iter().any(|(start, stop)| (*start..=*stop).contains(&time));
-            assert!(within, "an arrow without a slice: {end}");
+            let track = &slices[&place(end)];
+            let slice = track.partition_point(|(start, _)| *start <= time).checked_sub(1).map(|at| track[at]);
+            assert!(slice.is_some_and(|(_, stop)| time <= stop), "an arrow without a slice: {end}");
         }
     }
     arrows.len()
