@@ -110,7 +110,7 @@ impl fmt::Display for What {
             Self::Woke => f.write_str("wakes"),
             Self::Grant(words) => write!(f, "grant {words}"),
             Self::Store(message, words) => write!(f, "store {message:?}: {words}"),
-            Self::Fault(fault) => write!(f, "FAULT {fault:?}"),
+            Self::Fault(fault) => write!(f, "FAULT {}", fault.code().trim_start_matches("Fault::")),
             Self::Program(name) => write!(f, "program {name}"),
             Self::Log(level, line) => write!(f, "log {level:?}: {line}"),
             Self::Life(words) => f.write_str(words),

@@ -164,7 +164,7 @@ pub fn shrink(seed: u64, plan: &[Fault], failure: Failure, trial: &impl Trial) -
 /// it again.
 ///
 /// # Errors
-/// [`Failure`] of the first plan that fails: with the smallest plan, the seed, and the line of code that runs it again.
+/// [`Failure`] of the first plan that fails: with the smallest plan and the seed, as the code that runs it again.
 pub fn hunt(seeds: impl IntoIterator<Item = u64>, count: usize, name: &str, trial: &impl Trial) -> Result<(), Failure> {
     seeds.into_iter().try_for_each(|seed| judge(seed, &draw(seed, count), name, trial).map(drop))
 }
@@ -179,14 +179,12 @@ pub fn judge(seed: u64, plan: &[Fault], name: &str, trial: &impl Trial) -> Resul
         Err(failure) => failure,
     };
     let Smallest { plan: left, failure, trials } = shrink(seed, plan, failure, trial);
-    let code: Vec<String> = left.iter().map(Fault::code).collect();
+    let code: String = left.iter().map(|fault| format!("      {},\n", fault.code())).collect();
     Err(Failure(format!(
-        "seed {seed} fails under {} fault(s); after {trials} more trials, {} of them are left:\n    {}\n  {failure}\n  \
-         again: suite::faults::attempt({seed}, &[{}], &{name}).unwrap();",
+        "seed {seed} fails under {} fault(s); of them, {} are left after {trials} more trials:\n  let plan = [\n{code}  ];\n  \
+         suite::faults::attempt({seed}, &plan, &{name}).unwrap();\n{failure}",
         plan.len(),
         left.len(),
-        code.join("\n    "),
-        code.join(", "),
     )))
 }
 

@@ -10,7 +10,7 @@ use hypercall::grant::{GrantTable, SharedPages};
 use hypercall::{GrantRef, Port};
 use mock::Domain;
 use xbd::features::{Ring, offer_ring};
-use xen_sys::io::blkif::{BlkifRequest, BlkifRequestSegment, BlkifResponse};
+use xen_sys::io::blkif::{BlkifOp, BlkifRequest, BlkifRequestSegment, BlkifResponse};
 use xenbus::device::{Device, State};
 use xenbus::ring::{BackRing, Field, FrontRing, MappedPages, RingMemory, RingPages};
 use xenbus::store::{Store, Tx};
@@ -25,11 +25,11 @@ pub type FrontMemory = RingPages<SharedPages<GrantTable<Domain>>, BlkifRequest, 
 /// The ring of a back end.
 pub type BackMemory = RingPages<MappedPages<Domain>, BlkifRequest, BlkifResponse>;
 
-/// Waits until the other end is in a state.
+/// Waits until the other end is in a state, or past it: it doesn't stay in each.
 async fn other_is(node: &Node<Domain>, device: &Device<OwnStore<Domain>>, state: State) -> Result<(), Failure> {
     loop {
         let seen = node.happened();
-        if device.other_state().context("look")? == state {
+        if device.other_state().context("look")?.number() >= state.number() {
             return Ok(());
         }
         if node.happened() == seen {
@@ -107,7 +107,7 @@ impl Front {
         }
     }
 
-    /// Waits until the back end is in a state.
+    /// Waits until the back end is in a state, or past it.
     ///
     /// # Errors
     /// [`Failure`] if the store refuses.
@@ -183,7 +183,17 @@ impl Back {
         Ok(())
     }
 
-    /// Waits until the front end is in a state.
+    /// Lets go of the ring and the port, and says that it is closed, as an honest one does in the end.
+    ///
+    /// # Errors
+    /// [`Failure`] if the store refuses.
+    pub fn close(self) -> Result<(), Failure> {
+        let Self { ring, channel, mut device, node: _ } = self;
+        drop((ring, channel));
+        device.leave(State::Closed).context("leave")
+    }
+
+    /// Waits until the front end is in a state, or past it.
     ///
     /// # Errors
     /// [`Failure`] if the store refuses.
@@ -192,9 +202,9 @@ impl Back {
     }
 }
 
-/// Makes a request with one segment: these sectors of the page of a grant.
+/// Makes a read of one segment: these sectors of the page of a grant.
 pub fn request(id: u64, gref: GrantRef, first_sect: u8, last_sect: u8) -> BlkifRequest {
-    let mut raw = BlkifRequest { nr_segments: 1, id, ..BlkifRequest::default() };
+    let mut raw = BlkifRequest { operation: BlkifOp::READ, nr_segments: 1, id, ..BlkifRequest::default() };
     raw.seg[0] = BlkifRequestSegment { gref, first_sect, last_sect, ..Default::default() };
     raw
 }
