@@ -129,7 +129,8 @@ impl State {
     /// Returns the references by which a domain grants access to a frame at the moment.
     pub(crate) fn grants_of(&self, dom: DomId) -> BTreeMap<Mfn, u32> {
         let Some(Dom { space, .. }) = self.domains.get(&dom) else { return BTreeMap::new() };
-        let granted = (0..).zip(self.grant_entries(dom)).filter(|(_, entry)| entry.0 & GTF_type_mask == GTF_permit_access);
+        let granted =
+            (0..).zip(self.grant_entries(dom)).filter(|(_, entry)| entry.0 & GTF_type_mask == GTF_permit_access);
         granted.filter_map(|(gref, (_, _, frame))| Some((space.frame_of(Gfn(u64::from(frame)))?, gref))).collect()
     }
 

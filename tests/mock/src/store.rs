@@ -124,7 +124,8 @@ impl Store {
         let ready = |link: &Link| {
             let ring = ring_at(frames, link.ring);
             let has_room = room(ring) != Some(0);
-            !link.broken && (link.kicked || (has_room && (!link.again.is_empty() || !self.daemon.output(link.conn).is_empty())))
+            !link.broken
+                && (link.kicked || (has_room && (!link.again.is_empty() || !self.daemon.output(link.conn).is_empty())))
         };
         self.links.iter().filter(move |(_, link)| ready(link)).map(|(dom, _)| *dom)
     }

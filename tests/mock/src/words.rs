@@ -54,7 +54,11 @@ impl State {
 
     fn mapping_words(&self, caller: DomId, va: usize, pte: u64) -> String {
         let page = self.page_words(caller, va);
-        if pte & 1 == 0 { format!("nothing at {page}") } else { format!("frame {} at {page}", (pte & !(1 << 63)) >> 12) }
+        if pte & 1 == 0 {
+            format!("nothing at {page}")
+        } else {
+            format!("frame {} at {page}", (pte & !(1 << 63)) >> 12)
+        }
     }
 
     /// Names a page of a domain by its place in the domain's range.
@@ -72,7 +76,8 @@ impl State {
         if !self.trace.is_on() {
             return;
         }
-        let at = self.dom(caller).space.host_addr(op.host_addr).map_or("nowhere".into(), |at| self.page_words(caller, at));
+        let at =
+            self.dom(caller).space.host_addr(op.host_addr).map_or("nowhere".into(), |at| self.page_words(caller, at));
         let access = if op.flags & GNTMAP_readonly == 0 { "" } else { ", read-only" };
         let handle = if op.status == GNTST_okay { format!(", handle {}", op.handle.0) } else { String::new() };
         let (gref, status) = (op.r#ref.0, GrantStatus(op.status));

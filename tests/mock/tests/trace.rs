@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+
 use common::*;
 use hypercall::call::event_channel as call;
 use hypercall::event::Channel;
@@ -87,14 +89,22 @@ fn event_is_known_by_its_number_from_where_it_is_sent_to_where_it_comes() {
     let bound = Channel::bind(&other.events, one.id, offered.port()).expect("offered");
     let of_events = |work: &dyn Fn()| {
         let trace = of(&machine, work);
-        let sent: Vec<_> = trace.entries.iter().filter_map(|entry| match entry.what {
-            What::Sent { event, from, to } => Some((event, from, to)),
-            _ => None,
-        }).collect();
-        let arrived: Vec<_> = trace.entries.iter().filter_map(|entry| match entry.what {
-            What::Arrived { event, port, how } => Some((entry.domain, event, port, how)),
-            _ => None,
-        }).collect();
+        let sent: Vec<_> = trace
+            .entries
+            .iter()
+            .filter_map(|entry| match entry.what {
+                What::Sent { event, from, to } => Some((event, from, to)),
+                _ => None,
+            })
+            .collect();
+        let arrived: Vec<_> = trace
+            .entries
+            .iter()
+            .filter_map(|entry| match entry.what {
+                What::Arrived { event, port, how } => Some((entry.domain, event, port, how)),
+                _ => None,
+            })
+            .collect();
         assert_eq!(sent.len(), 1);
         assert_eq!((sent[0].1, sent[0].2), (Some(bound.port()), Some((one.id, offered.port()))));
         assert!(arrived.iter().all(|it| (it.0, it.1, it.2) == (Some(one.id), sent[0].0, offered.port())));
@@ -117,6 +127,16 @@ fn event_is_known_by_its_number_from_where_it_is_sent_to_where_it_comes() {
         machine.settle();
     };
     assert_eq!(of_events(&twice), [Arrival::Delivered, Arrival::Merged]);
+    let trace = of(&machine, || (0..5).for_each(|_| bound.notify()));
+    let numbers: BTreeSet<u64> = trace
+        .entries
+        .iter()
+        .filter_map(|entry| match entry.what {
+            What::Sent { event, .. } => Some(event),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(numbers.len(), 5, "each has its own number");
     drop(offered);
     let trace = of(&machine, || bound.notify());
     assert!(trace.entries.iter().any(|entry| matches!(entry.what, What::Sent { to: None, .. })), "{trace}");
@@ -190,7 +210,12 @@ fn store_is_seen_by_request_reply_and_watch() {
 #[test]
 fn faults_logs_waits_lives_and_turns_are_taken_down() {
     let (machine, one, other) = two();
-    machine.order(Fault::Hypercall { domain: None, kind: Some(Kind::event(EVTCHNOP_bind_ipi)), nth: 1, errno: XEN_ENOMEM });
+    machine.order(Fault::Hypercall {
+        domain: None,
+        kind: Some(Kind::event(EVTCHNOP_bind_ipi)),
+        nth: 1,
+        errno: XEN_ENOMEM,
+    });
     let trace = of(&machine, || {
         machine.turn_of(Some("idler"));
         machine.turn_of(None);
@@ -202,9 +227,11 @@ fn faults_logs_waits_lives_and_turns_are_taken_down() {
         machine.kill(other.id);
     });
     let said = lines(&trace);
-    let at = |line: &str| said.iter().position(|said| said.starts_with(line)).unwrap_or_else(|| panic!("{line}: {said:#?}"));
+    let at =
+        |line: &str| said.iter().position(|said| said.starts_with(line)).unwrap_or_else(|| panic!("{line}: {said:#?}"));
     assert!(!said.iter().any(|line| line.contains("idler")), "nothing happened in its turn");
-    let (turn, call, fault) = (at("machine: program worker"), at("1: hypercall event_channel_op bind_ipi: vcpu 0 = -ENOMEM"), at("1: FAULT"));
+    let (turn, call, fault) =
+        (at("machine: program worker"), at("1: hypercall event_channel_op bind_ipi: vcpu 0 = -ENOMEM"), at("1: FAULT"));
     assert!(turn < call && call < fault, "{said:#?}");
     let (turn, call) = (&trace.entries[turn], &trace.entries[call]);
     assert!(turn.drawn_ns < call.drawn_ns && call.drawn_end_ns < turn.drawn_end_ns, "a turn holds what happens in it");
@@ -245,7 +272,8 @@ fn times_on_the_drawn_line_never_meet() {
         assert!(pair[0].drawn_ns < pair[1].drawn_ns && pair[0].time_ns <= pair[1].time_ns, "{pair:#?}");
     }
     assert!(trace.entries.iter().all(|entry| entry.drawn_ns < entry.drawn_end_ns));
-    let sends = |entry: &&mock::Entry| matches!(entry.what, What::Hypercall { kind, .. } if kind == Kind::event(EVTCHNOP_send));
+    let sends =
+        |entry: &&mock::Entry| matches!(entry.what, What::Hypercall { kind, .. } if kind == Kind::event(EVTCHNOP_send));
     assert!(trace.entries.iter().filter(sends).count() >= 3);
 }
 

@@ -13,7 +13,9 @@ use hypercall::DomId;
 use mock::{Config, Fault, Kind, Refusal};
 use xen_sys::errno::{XEN_EAGAIN, XEN_EINVAL, XEN_ENOMEM, XEN_ENOSPC};
 use xen_sys::event_channel::{EVTCHNOP_alloc_unbound, EVTCHNOP_bind_interdomain, EVTCHNOP_close, EVTCHNOP_send};
-use xen_sys::grant_table::{GNTST_general_error, GNTST_no_device_space, GNTTABOP_map_grant_ref, GNTTABOP_unmap_grant_ref};
+use xen_sys::grant_table::{
+    GNTST_general_error, GNTST_no_device_space, GNTTABOP_map_grant_ref, GNTTABOP_unmap_grant_ref,
+};
 
 use crate::Failure;
 use crate::on_mock::MockBed;

@@ -188,17 +188,15 @@ impl MockBed {
     }
 
     /// Does something of that name; writes its timeline, if it is wanted, and says how to get it if something went wrong.
-    fn watched<T>(
-        &mut self,
-        name: &str,
-        work: impl FnOnce(&mut Self) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
+    fn watched<T>(&mut self, name: &str, work: impl FnOnce(&mut Self) -> Result<T, Failure>) -> Result<T, Failure> {
         let ended = catch_unwind(AssertUnwindSafe(|| work(self)));
         let file = std::format!("{name}-{}{}.json", self.kind, self.seed);
         let hint = match &self.traces {
             None => {
                 let seed = self.seed;
-                std::format!("seed {seed}: MOCK_SEED={seed} MOCK_TRACE=folder cargo test … writes folder/{file}, its timeline")
+                std::format!(
+                    "seed {seed}: MOCK_SEED={seed} MOCK_TRACE=folder cargo test … writes folder/{file}, its timeline"
+                )
             }
             Some(folder) => {
                 let path = folder.join(file);
@@ -232,5 +230,6 @@ fn is_port(leak: &Leak) -> bool {
 fn silences(Happened { fault, kind }: &Happened) -> bool {
     // What stays mapped is never given back: the other end waits for it until somebody ends the device.
     let notice = [Kind::event(EVTCHNOP_send), Kind::event(EVTCHNOP_unmask), Kind::grant(GNTTABOP_unmap_grant_ref)];
-    matches!(fault, Fault::DropEvent { .. } | Fault::DropWatch { .. }) || kind.is_some_and(|kind| notice.contains(&kind))
+    matches!(fault, Fault::DropEvent { .. } | Fault::DropWatch { .. })
+        || kind.is_some_and(|kind| notice.contains(&kind))
 }
