@@ -177,7 +177,8 @@ impl Faults {
         &self.happened
     }
 
-    /// Counts something that happens, for all faults that are `about` it, and takes the first one that is due off the list.
+    /// Counts something that happens, for all faults that are `about` it, and takes the first one that is due off the
+    /// list.
     fn due(&mut self, kind: Option<Kind>, about: impl Fn(&Fault) -> bool) -> Option<Fault> {
         let mut due = None;
         for (index, order) in self.orders.iter_mut().enumerate() {

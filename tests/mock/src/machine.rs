@@ -138,8 +138,8 @@ impl Machine {
         self.shared.lock().faults.happened().to_vec()
     }
 
-    /// Begins to take down what happens, from here on: the newest `entries` of it. What was taken down before is forgotten; with
-    /// 0, nothing more is. As long as nothing is taken down, it costs nothing.
+    /// Begins to take down what happens, from here on: the newest `entries` of it. What was taken down before is forgotten;
+    /// with 0, nothing more is. As long as nothing is taken down, it costs nothing.
     pub fn record(&self, entries: usize) {
         self.shared.lock().record(entries);
     }
@@ -149,8 +149,8 @@ impl Machine {
         self.shared.lock().recorded()
     }
 
-    /// Takes down whose turn it is among the programs that drive the domains from one thread; `None` at its end. A turn in which
-    /// nothing has happened is forgotten.
+    /// Takes down whose turn it is among the programs that drive the domains from one thread; `None` at its end. A turn in
+    /// which nothing has happened is forgotten.
     pub fn turn_of(&self, program: Option<&'static str>) {
         self.shared.lock().note_turn(program);
     }

@@ -1,7 +1,7 @@
 //! A trace as a timeline: the Trace Event Format, as Perfetto and chrome://tracing read it.
 //!
-//! Each domain is a process with a track for each sort of thing, and the programs are one, with a track each. Everything is a
-//! slice, so that arrows can begin and end at it: from where an event was sent to where it has come.
+//! Each domain is a process with a track for each sort of thing, and the programs are one, with a track each. What happens
+//! is a slice, so that arrows can begin and end at it: from where an event was sent to where it has come.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -1,6 +1,7 @@
 //! What has happened on a machine, entry by entry: a recorder that is off until somebody wants it.
 //!
-//! Nothing in an entry is the host's: no address, no real time on a deterministic machine. So the same seed gives the same trace.
+//! Nothing in an entry is the host's: no address, no real time on a deterministic machine. So the same seed gives the same
+//! trace.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -12,7 +13,8 @@ use crate::faults::Fault;
 use crate::ledger::Kind;
 use crate::state::State;
 
-/// Between two entries there is at least so much on the drawn line, since virtual time stands still while a domain works.
+/// Between two entries there is at least so much on the drawn line, since virtual time stands still while a domain
+/// works.
 const STEP_NS: u64 = 100;
 
 /// What became of an event at its port.
@@ -295,8 +297,8 @@ impl State {
         self.grant_entries(dom).map(|entry| if permits(&entry) { entry } else { (0, DomId(0), 0) }).collect()
     }
 
-    /// Takes down what a domain has written into its grant table since it was last looked at: that needs no hypercall, so it is
-    /// seen at the next one.
+    /// Takes down what a domain has written into its grant table since it was last looked at: that needs no hypercall, so
+    /// it is seen at the next one.
     fn note_grants(&mut self, dom: DomId) {
         let now = self.table(dom);
         let before = self.trace.tables.insert(dom, now.clone()).unwrap_or_default();

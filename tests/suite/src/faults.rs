@@ -1,7 +1,7 @@
 //! Plans of faults: what may go wrong, drawn from a seed; and the smallest plan that still makes a run fail.
 //!
-//! A *trial* runs something with a seed and a plan, on a machine of its own, and tells whether it bore the faults. [`hunt`] draws
-//! plans; where one fails, it [shrinks](shrink) it, and says how to run that one again.
+//! A *trial* runs something with a seed and a plan, on a machine of its own, and tells whether it bore the faults.
+//! [`hunt`] draws plans; where one fails, it [shrinks](shrink) it, and says how to run that one again.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -112,8 +112,8 @@ pub struct Smallest {
     pub trials: usize,
 }
 
-/// Makes a plan that fails smaller, as long as it fails and the trials last: first without parts of it, then with faults that
-/// come earlier.
+/// Makes a plan that fails smaller, as long as it fails and the trials last: first without parts of it, then with faults
+/// that come earlier.
 pub fn shrink(seed: u64, plan: &[Fault], failure: Failure, trial: &impl Trial) -> Smallest {
     let mut smallest = Smallest { plan: plan.to_vec(), failure, trials: 0 };
     let fails = |smallest: &mut Smallest, plan: Vec<Fault>| {
@@ -162,8 +162,8 @@ pub fn shrink(seed: u64, plan: &[Fault], failure: Failure, trial: &impl Trial) -
     smallest
 }
 
-/// Makes a trial with plans of up to `count` faults, one for each seed. `name` is the trial in Rust, for whoever wants to run
-/// it again.
+/// Makes a trial with plans of `count` faults, one for each seed. `name` is the trial in Rust, for whoever wants to run it
+/// again.
 ///
 /// # Errors
 /// [`Failure`] of the first plan that fails: with the smallest plan and the seed, as the code that runs it again.
@@ -183,15 +183,16 @@ pub fn judge(seed: u64, plan: &[Fault], name: &str, trial: &impl Trial) -> Resul
     let Smallest { plan: left, failure, trials } = shrink(seed, plan, failure, trial);
     let code: String = left.iter().map(|fault| format!("      {},\n", fault.code())).collect();
     Err(Failure(format!(
-        "seed {seed} fails under {} fault(s); of them, {} are left after {trials} more trials:\n  let plan = [\n{code}  ];\n  \
+        "seed {seed} fails under {} fault(s); of them, {} are left after {trials} more trials:\n  \
+         let plan = [\n{code}  ];\n  \
          suite::faults::attempt({seed}, &plan, &{name}).unwrap();\n{failure}",
         plan.len(),
         left.len(),
     )))
 }
 
-/// Makes a trial with one fault, which strikes the first, the second … until it strikes nothing any more. Returns how often it has
-/// struck.
+/// Makes a trial with one fault, which strikes the first, the second … until it strikes nothing any more. Returns how often
+/// it has struck.
 ///
 /// # Errors
 /// As [`hunt`].

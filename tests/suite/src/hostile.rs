@@ -128,7 +128,8 @@ pub struct Back {
 }
 
 impl Back {
-    /// Comes as far as an honest back end comes: a disk of `sectors`, the front end's ring mapped and its port bound, and connected.
+    /// Comes as far as an honest back end comes: a disk of `sectors`, the front end's ring mapped and its port bound, and
+    /// connected.
     ///
     /// # Errors
     /// [`Failure`] if something on the way fails.

@@ -132,12 +132,12 @@ impl MockBed {
         })
     }
 
-    /// Runs a scenario on a machine with faults. It may fail for them; but it says so, and leaves nothing behind. Returns how many
-    /// have struck.
+    /// Runs a scenario on a machine with faults. It may fail for them; but it says so, and leaves nothing behind. Returns
+    /// how many have struck.
     ///
     /// # Errors
-    /// [`Failure`] that tells what was left behind, who waits for what no fault has taken away, or what went wrong without
-    /// a fault.
+    /// [`Failure`] that tells what was left behind, who waits for what no fault has taken away, or what went wrong
+    /// without a fault.
     pub fn bear(&mut self, scenario: &Scenario<Domain, Mock>) -> Result<usize, Failure> {
         self.watched(scenario.name, |bed| {
             let ended = (scenario.run)(&mut bed.bed());
@@ -187,7 +187,8 @@ impl MockBed {
         io::Write::flush(&mut file)
     }
 
-    /// Does something of that name; writes its timeline, if it is wanted, and says how to get it if something went wrong.
+    /// Does something of that name; writes its timeline, if it is wanted, and says how to get it if something went
+    /// wrong.
     fn watched<T>(&mut self, name: &str, work: impl FnOnce(&mut Self) -> Result<T, Failure>) -> Result<T, Failure> {
         let ended = catch_unwind(AssertUnwindSafe(|| work(self)));
         let file = std::format!("{name}-{}{}.json", self.kind, self.seed);

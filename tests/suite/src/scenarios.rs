@@ -40,8 +40,8 @@ impl<P: Platform, W: World> Bed<'_, P, W> {
         run(&nodes, self.world, programs)
     }
 
-    /// Makes a disk of the scenario's with these contents, lets a client use it, and takes it away. Returns what the back end has
-    /// done.
+    /// Makes a disk of the scenario's with these contents, lets a client use it, and takes it away. Returns what the back
+    /// end has done.
     ///
     /// # Errors
     /// [`Failure`] of the client, or of one of the two ends.

@@ -14,7 +14,8 @@ use xenbus::store::{Store, Tx};
 /// The domains of a bed's front ends and back ends.
 const ENDS: [DomId; 2] = [DomId(1), DomId(2)];
 
-/// Lets the first, the second … of each sort of thing go wrong that happens at either end of a scenario. Returns how much did.
+/// Lets the first, the second … of each sort of thing go wrong that happens at either end of a scenario. Returns how much
+/// did.
 fn goes_wrong(name: &str, sorts: &[fn(DomId) -> Fault]) -> u64 {
     let trial = scenario(name);
     let code = format!("suite::faults::scenario({name:?})");
@@ -80,7 +81,8 @@ fn plans_of_faults_are_borne_by_every_scenario() {
     }
 }
 
-/// A program that is wrong on purpose, that of docs/testing.md: where it can't have its second port, it forgets the first.
+/// A program that is wrong on purpose, that of docs/testing.md: where it can't have its second port, it forgets the
+/// first.
 fn careless(seed: u64, plan: &[Fault]) -> Result<usize, Failure> {
     let machine = Machine::deterministic(seed);
     let node = machine.boot();

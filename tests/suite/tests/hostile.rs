@@ -1,4 +1,5 @@
-//! Ends that do whatever a test wants: as long as they are honest they are served, and what a lie costs is their device.
+//! Ends that do whatever a test wants: as long as they are honest they are served, and what a lie costs is their
+//! device.
 #![cfg(not(target_os = "none"))]
 
 use mock::Config;
