@@ -513,7 +513,7 @@ fn every_request_to_the_store_may_be_refused_and_every_watch_come_twice() {
 
 #[test]
 #[cfg_attr(miri, ignore = "many lives")]
-fn every_watch_may_be_lost_and_the_disk_still_goes() {
+fn every_watch_may_be_lost_and_the_disk_can_be_taken_away() {
     for domain in [|bed: &Bed| bed.front.id, |bed: &Bed| bed.back.id] {
         let lost = each_fault(|bed, nth| Fault::DropWatch { to: Some(domain(bed)), nth }, |_| false);
         assert!(lost >= 2, "{lost}");
