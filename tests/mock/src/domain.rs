@@ -11,6 +11,7 @@ use xen_sys::xen::SharedInfo;
 use crate::alloc::{self, Pause};
 use crate::life::Start;
 use crate::shared::Shared;
+use crate::trace::What;
 
 /// A domain of the machine: its platform, and its way into the hypervisor. A handle: cheap to clone, and free to be sent
 /// to another thread.
@@ -134,7 +135,7 @@ unsafe impl Platform for Domain {
     fn wait(&self, ports: &[Port], deadline_ns: u64) {
         let _pause = Pause::new();
         self.slow("waited");
-        self.shared.wait(self.id, deadline_ns, |state| state.has_event(self.id, ports));
+        self.shared.wait(self.id, ports, deadline_ns);
     }
 
     /// Nothing interrupts here. What a kernel could not do meanwhile is a violation: to allocate, to free pages, to wait, to log.
@@ -154,6 +155,7 @@ unsafe impl Platform for Domain {
     fn log(&self, level: Level, line: fmt::Arguments<'_>) {
         let _pause = Pause::new();
         self.slow("logged");
+        self.shared.lock().note(Some(self.id), || What::Log(level, line.to_string()));
         if level <= self.log_level {
             eprintln!("[domain {}] {line}", self.id.0);
         }

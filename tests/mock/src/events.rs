@@ -14,6 +14,7 @@ use xen_sys::xen::*;
 
 use crate::faults::Delivery;
 use crate::state::State;
+use crate::trace::{Arrival, What};
 
 /// Ports whose records Xen allocates together; a port below the last such record is valid, even if it is closed.
 const BUCKET: usize = 64;
@@ -38,6 +39,14 @@ pub(crate) struct Chan {
 }
 
 const FREE: Chan = Chan { state: Use::Free, vcpu: 0, serves: None };
+
+/// An event on its way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Event {
+    number: u64,
+    pub(crate) dom: DomId,
+    port: Port,
+}
 
 /// The ports of a domain.
 pub(crate) struct Channels {
@@ -122,7 +131,7 @@ impl State {
         *self.chan(caller, local) = Chan { state: Use::Interdomain(remote, op.remote_port), ..FREE };
         self.chan(remote, op.remote_port).state = Use::Interdomain(caller, local);
         op.local_port = local;
-        self.raise(caller, local);
+        self.raise(None, caller, local);
         Ok(())
     }
 
@@ -215,9 +224,13 @@ impl State {
             return Err(XEN_EINVAL);
         }
         match chan.state {
-            Use::Interdomain(remote, other) => self.raise(remote, other),
-            Use::Ipi => self.raise(caller, port),
-            Use::Unbound(_) => {}
+            Use::Interdomain(remote, other) => self.raise(Some((caller, port)), remote, other),
+            Use::Ipi => self.raise(Some((caller, port)), caller, port),
+            Use::Unbound(_) => {
+                self.events += 1;
+                let event = self.events;
+                self.note(Some(caller), || What::Sent { event, from: Some(port), to: None });
+            }
             Use::Free | Use::Reserved | Use::Virq(_) => return Err(XEN_EINVAL),
         }
         Ok(())
@@ -275,41 +288,60 @@ impl State {
     /// Raises a virtual interrupt of a vcpu, if the domain has bound it.
     pub(crate) fn raise_virq(&mut self, dom: DomId, vcpu: u32, virq: u32) {
         if let Some(port) = self.dom(dom).channels.virqs.get(&(vcpu, virq)).copied() {
-            self.raise(dom, port);
+            self.raise(None, dom, port);
         }
     }
 
-    /// Delivers an event, unless a fault was planned for it.
-    pub(crate) fn raise(&mut self, dom: DomId, port: Port) {
-        match self.faults.event(dom) {
-            Delivery::Plain => self.deliver(dom, port),
+    /// Delivers an event, unless a fault was planned for it. `by` is the port that it was sent from, if it was sent.
+    pub(crate) fn raise(&mut self, by: Option<(DomId, Port)>, dom: DomId, port: Port) {
+        self.events += 1;
+        let event = Event { number: self.events, dom, port };
+        self.note(by.map(|(dom, _)| dom), || What::Sent {
+            event: event.number,
+            from: by.map(|(_, port)| port),
+            to: Some((dom, port)),
+        });
+        match self.struck(dom, |faults| faults.event(dom)) {
+            Delivery::Plain => self.deliver(event),
             Delivery::Drop => {}
             Delivery::Repeat => {
-                self.deliver(dom, port);
-                self.late.push((dom, port));
+                self.deliver(event);
+                self.late.push(event);
+            }
+            Delivery::Delay => {
+                self.late.push(event);
+                self.wake_machine();
             }
         }
     }
 
     /// Sets the bits of a pending event and wakes whoever waits.
-    pub(crate) fn deliver(&mut self, dom: DomId, port: Port) {
-        let Ok(chan) = self.dom(dom).channels.get(port) else { return };
+    pub(crate) fn deliver(&mut self, Event { number, dom, port }: Event) {
+        let how = self.arrive(dom, port);
+        self.note(Some(dom), || What::Arrived { event: number, port, how });
+    }
+
+    fn arrive(&mut self, dom: DomId, port: Port) -> Arrival {
+        let Ok(chan) = self.dom(dom).channels.get(port) else { return Arrival::Closed };
         if let Some(served) = chan.serves {
             self.store.kick(served);
             self.wake_machine();
-            return;
+            return Arrival::Xenstored;
         }
         if matches!(chan.state, Use::Free | Use::Reserved) {
-            return;
+            return Arrival::Closed;
         }
         let (word, bit) = place(port);
         let shared = self.shared_info(dom);
-        if shared.evtchn_pending[word].fetch_or(bit, SeqCst) & bit == 0 {
-            if shared.evtchn_mask[word].load(SeqCst) & bit == 0 {
-                mark(shared, chan.vcpu, word);
-            }
-            self.dom(dom).wake.notify_all();
+        if shared.evtchn_pending[word].fetch_or(bit, SeqCst) & bit != 0 {
+            return Arrival::Merged;
         }
+        let is_masked = shared.evtchn_mask[word].load(SeqCst) & bit != 0;
+        if !is_masked {
+            mark(shared, chan.vcpu, word);
+        }
+        self.dom(dom).wake.notify_all();
+        if is_masked { Arrival::Masked } else { Arrival::Delivered }
     }
 
     /// Tells whether one of `ports` has an event, or any event waits for an upcall that is not masked.

@@ -128,15 +128,23 @@ impl State {
 
     /// Returns the references by which a domain grants access to a frame at the moment.
     pub(crate) fn grants_of(&self, dom: DomId) -> BTreeMap<Mfn, u32> {
-        let Some(Dom { grants, space, .. }) = self.domains.get(&dom) else { return BTreeMap::new() };
-        let entries = grants.frames.iter().flat_map(|mfn| {
+        let Some(Dom { space, .. }) = self.domains.get(&dom) else { return BTreeMap::new() };
+        let granted =
+            (0..).zip(self.grant_entries(dom)).filter(|(_, entry)| entry.0 & GTF_type_mask == GTF_permit_access);
+        granted.filter_map(|(gref, (_, _, frame))| Some((space.frame_of(Gfn(u64::from(frame)))?, gref))).collect()
+    }
+
+    /// Returns the entries of a domain's table as the domain has written them: what they permit, to whom, and the frame.
+    pub(crate) fn grant_entries(&self, dom: DomId) -> impl Iterator<Item = (u16, DomId, u32)> {
+        let frames = self.domains.get(&dom).map(|dom| dom.grants.frames.as_slice()).unwrap_or_default();
+        let entries = frames.iter().flat_map(|mfn| {
             // SAFETY: a frame of the table, which lives as long as the machine; entries are nothing but atomics.
             unsafe { self.frames.ptr(*mfn).cast::<[GrantEntryV1; ENTRIES]>().as_ref() }
         });
-        let granted =
-            (0..).zip(entries).filter(|(_, entry)| entry.flags.load(SeqCst) & GTF_type_mask == GTF_permit_access);
-        let frame = |entry: &GrantEntryV1| space.frame_of(Gfn(u64::from(entry.frame.load(SeqCst))));
-        granted.filter_map(|(gref, entry)| Some((frame(entry)?, gref))).collect()
+        entries.map(|entry| {
+            let flags = entry.flags.load(SeqCst) & (GTF_type_mask | GTF_readonly);
+            (flags, DomId(entry.domid.load(SeqCst)), entry.frame.load(SeqCst))
+        })
     }
 
     /// Says in the entry that the grant is used, if it may be used so.
@@ -225,7 +233,7 @@ impl State {
 
     /// Maps one grant. The result is in `op`.
     pub(crate) fn map_grant(&mut self, caller: DomId, op: &mut GnttabMapGrantRef) {
-        let result = match self.faults.entry(caller, GNTTABOP_map_grant_ref) {
+        let result = match self.struck(caller, |faults| faults.entry(caller, GNTTABOP_map_grant_ref)) {
             Some(status) => Err(status),
             None => self.try_map(caller, op),
         };
@@ -238,6 +246,7 @@ impl State {
             }
             Err(status) => status,
         };
+        self.note_map(caller, op);
     }
 
     fn try_map(&mut self, caller: DomId, op: &GnttabMapGrantRef) -> Result<(u32, Mfn), i16> {
@@ -289,10 +298,12 @@ impl State {
 
     /// Unmaps one grant. The result is in `op`.
     pub(crate) fn unmap_grant(&mut self, caller: DomId, op: &mut GnttabUnmapGrantRef) {
-        op.status = match self.faults.entry(caller, GNTTABOP_unmap_grant_ref) {
+        let mapping = self.dom(caller).grants.mappings.get(&op.handle.0).copied();
+        op.status = match self.struck(caller, |faults| faults.entry(caller, GNTTABOP_unmap_grant_ref)) {
             Some(status) => status,
             None => self.try_unmap(caller, op).err().unwrap_or(GNTST_okay),
         };
+        self.note_unmap(caller, op, mapping);
     }
 
     fn try_unmap(&mut self, caller: DomId, op: &GnttabUnmapGrantRef) -> Result<(), i16> {
@@ -351,7 +362,7 @@ impl State {
 
     /// Copies one segment. The result is in `op`.
     pub(crate) fn copy_grant(&mut self, caller: DomId, op: &mut GnttabCopy) {
-        let result = match self.faults.entry(caller, GNTTABOP_copy) {
+        let result = match self.struck(caller, |faults| faults.entry(caller, GNTTABOP_copy)) {
             Some(status) => Err(status),
             None => self.try_copy(caller, op),
         };
@@ -361,6 +372,7 @@ impl State {
             ledger.grant_copies += 1;
             ledger.copied_bytes += u64::from(op.len);
         }
+        self.note_copy(caller, op);
     }
 
     fn try_copy(&mut self, caller: DomId, op: &GnttabCopy) -> Result<(), i16> {

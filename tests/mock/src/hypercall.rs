@@ -20,6 +20,7 @@ use crate::ledger::Kind;
 use crate::shared::Shared;
 use crate::space::Pte;
 use crate::state::{BOOT_NS, Life, State};
+use crate::trace::What;
 
 /// Present bit of a page-table entry.
 const PTE_PRESENT: u64 = 1 << 0;
@@ -63,7 +64,7 @@ fn guest<T>(addr: usize) -> Result<*mut T, i32> {
 ///
 /// # Safety
 /// `addr` is what the caller of the hypercall passed for a `T`, which is plain data.
-unsafe fn copy_in<T: Copy>(addr: usize) -> Result<T, i32> {
+pub(crate) unsafe fn copy_in<T: Copy>(addr: usize) -> Result<T, i32> {
     // SAFETY: the caller of the hypercall answers for the pointer.
     Ok(unsafe { guest::<T>(addr)?.read_unaligned() })
 }
@@ -134,10 +135,11 @@ impl Shared {
 
     /// Does the two calls that wait.
     unsafe fn sleep(&self, caller: DomId, nr: Nr, args: [usize; 5]) -> Outcome {
-        self.lock().admit(caller, nr, &args)?;
+        // SAFETY: the caller's.
+        unsafe { self.lock().noted(caller, nr, args, |state| state.admit(caller, nr, &args).map(|()| 0))? };
         if args[0] as u32 == SCHEDOP_block {
             self.lock().shared_info(caller).vcpu_info[0].evtchn_upcall_mask.store(0, SeqCst);
-            self.wait(caller, u64::MAX, |state| state.has_event(caller, &[]));
+            self.wait(caller, &[], u64::MAX);
             return Ok(0);
         }
         // SAFETY: the caller's: the argument of a poll.
@@ -155,7 +157,7 @@ impl Shared {
             ports.push(port);
         }
         let deadline = if poll.timeout == 0 { u64::MAX } else { poll.timeout };
-        self.wait(caller, deadline, |state| state.has_event(caller, &ports));
+        self.wait(caller, &ports, deadline);
         Ok(0)
     }
 }
@@ -166,7 +168,29 @@ impl State {
         let dom = self.domains.get_mut(&caller).filter(|dom| !dom.is_dead()).ok_or(XEN_ESRCH)?;
         let kind = Kind::of(nr, args);
         *dom.ledger.hypercalls.entry(kind).or_default() += 1;
-        self.faults.hypercall(caller, kind).map_or(Ok(()), Err)
+        self.struck(caller, |faults| faults.hypercall(caller, kind)).map_or(Ok(()), Err)
+    }
+
+    /// Does what a hypercall asks for, and takes it down.
+    ///
+    /// # Safety
+    /// The arguments are right for `nr`.
+    unsafe fn noted(
+        &mut self,
+        caller: DomId,
+        nr: Nr,
+        args: [usize; 5],
+        work: impl FnOnce(&mut Self) -> Outcome,
+    ) -> Outcome {
+        let begun = self.note_call(caller, Kind::of(nr, &args));
+        let outcome = work(self);
+        if let Some(begun) = begun {
+            let answer = outcome.unwrap_or_else(|errno| -(errno as isize));
+            // SAFETY: the caller's.
+            let words = unsafe { self.words(caller, nr, args, answer) };
+            self.note_answer(begun, words, answer);
+        }
+        outcome
     }
 
     /// Carries out a hypercall that does not wait.
@@ -174,6 +198,13 @@ impl State {
     /// # Safety
     /// The arguments are right for `nr`.
     unsafe fn call(&mut self, caller: DomId, nr: Nr, args: [usize; 5]) -> Outcome {
+        // SAFETY: the caller's, for both.
+        unsafe { self.noted(caller, nr, args, |state| state.dispatch(caller, nr, args)) }
+    }
+
+    /// # Safety
+    /// The arguments are right for `nr`.
+    unsafe fn dispatch(&mut self, caller: DomId, nr: Nr, args: [usize; 5]) -> Outcome {
         self.admit(caller, nr, &args)?;
         // SAFETY: the caller's, for each of them.
         unsafe {
@@ -329,6 +360,7 @@ impl State {
                 let op: SchedShutdown = unsafe { copy_in(arg)? };
                 // Xen keeps the low byte. It would not return; the mock's domain has threads that have to end somewhere.
                 self.dom(caller).life = Life::Shutdown(op.reason & 0xff);
+                self.note(Some(caller), || What::Life(format!("shut itself down, reason {}", op.reason & 0xff)));
                 self.raise_virq(DomId(0), 0, VIRQ_DOM_EXC);
                 Ok(0)
             }

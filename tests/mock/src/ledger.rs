@@ -9,7 +9,7 @@ use xen_sys::grant_table::*;
 use xen_sys::sched::*;
 
 /// A kind of hypercall: its number, and its command where it has one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Kind {
     /// The hypercall.
     pub nr: Nr,
@@ -44,6 +44,17 @@ impl Kind {
                 | Nr::CALLBACK_OP
         );
         Self { nr, cmd: if has_command { args[0] as u32 } else { 0 } }
+    }
+}
+
+/// As the Rust that makes it, for [`Fault::code`](crate::Fault::code).
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.nr {
+            Nr::EVENT_CHANNEL_OP => write!(f, "Kind::event({})", self.cmd),
+            Nr::GRANT_TABLE_OP => write!(f, "Kind::grant({})", self.cmd),
+            nr => write!(f, "Kind {{ nr: {nr:?}, cmd: {} }}", self.cmd),
+        }
     }
 }
 

@@ -31,6 +31,7 @@
 //! | what a driver sees | [`Domain`], [`Node`] |
 //! | what it cost | [`Ledger`], [`alloc`] |
 //! | what goes wrong on order | [`Fault`], [`Machine::kill`] |
+//! | what has happened, and a timeline of it | [`Machine::record`], [`Trace`] |
 #![cfg_attr(target_os = "none", no_std)]
 #![cfg_attr(target_os = "none", allow(rustdoc::broken_intra_doc_links, reason = "nothing is there to link to"))]
 #![cfg(not(target_os = "none"))]
@@ -54,15 +55,20 @@ mod shared;
 mod space;
 mod state;
 mod store;
+mod timeline;
+mod trace;
 mod usage;
+mod words;
 
 pub use config::{Config, DomainConfig, Mode};
 pub use domain::Domain;
-pub use faults::Fault;
+pub use faults::{Fault, Happened};
 pub use ledger::{Kind, Ledger};
 pub use life::Start;
 pub use machine::{Console, Machine};
 pub use memory::Backing;
 pub use node::Node;
 pub use state::Life;
+pub use trace::{Arrival, Entry, Message, Trace, What};
 pub use usage::{DomainUsage, Leak, Usage};
+pub use xenstored::Refusal;

@@ -15,6 +15,7 @@ use crate::grants::Grants;
 use crate::ledger::Ledger;
 use crate::space::Space;
 use crate::state::{Dom, Life, State};
+use crate::trace::What;
 
 /// Where a domain's store ring and console are: what `start_info` tells a PV kernel.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +76,7 @@ impl State {
         }
         self.dom(id).start = Some(start);
         self.open_store(id, &start);
+        self.note(Some(id), || What::Life("was made".into()));
         id
     }
 
@@ -104,6 +106,7 @@ impl State {
         if self.dom(dom).is_dead() {
             return;
         }
+        self.note(Some(dom), || What::Life("is killed".into()));
         self.close_all(dom);
         self.release_mappings(dom);
         self.unserve_store(dom);

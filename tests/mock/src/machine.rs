@@ -9,10 +9,11 @@ use xen_sys::grant_table::GNTTAB_RESERVED_CONSOLE;
 
 use crate::config::{Config, DomainConfig, Mode};
 use crate::domain::Domain;
-use crate::faults::{Fault, Faults};
+use crate::faults::{Fault, Happened};
 use crate::ledger::Ledger;
 use crate::shared::Shared;
 use crate::state::{Life, State};
+use crate::trace::Trace;
 use crate::usage::{Leak, Usage};
 
 /// A machine with a mock hypervisor, xenstored, and domain 0.
@@ -124,12 +125,34 @@ impl Machine {
 
     /// Takes back the faults that have not happened yet.
     pub fn cancel_faults(&self) {
-        self.shared.lock().faults = Faults::default();
+        self.shared.lock().faults.cancel();
     }
 
     /// Returns how many ordered faults have not happened yet.
     pub fn faults_waiting(&self) -> usize {
         self.shared.lock().faults.waiting()
+    }
+
+    /// Returns the faults that have happened, in their order.
+    pub fn faults_happened(&self) -> Vec<Happened> {
+        self.shared.lock().faults.happened().to_vec()
+    }
+
+    /// Begins to take down what happens, from here on: the newest `entries` of it. What was taken down before is forgotten;
+    /// with 0, nothing more is. As long as nothing is taken down, it costs nothing.
+    pub fn record(&self, entries: usize) {
+        self.shared.lock().record(entries);
+    }
+
+    /// Returns what was taken down since [`record`](Self::record).
+    pub fn trace(&self) -> Trace {
+        self.shared.lock().recorded()
+    }
+
+    /// Takes down whose turn it is among the programs that drive the domains from one thread; `None` at its end. A turn in
+    /// which nothing has happened is forgotten.
+    pub fn turn_of(&self, program: Option<&'static str>) {
+        self.shared.lock().note_turn(program);
     }
 
     /// Returns what all domains have cost so far.

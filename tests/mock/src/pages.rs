@@ -10,7 +10,7 @@ use crate::state::{Dom, Life, State};
 
 impl State {
     pub(crate) fn alloc_pages(&mut self, dom: DomId, pages: usize) -> Option<NonNull<u8>> {
-        if self.faults.alloc(dom) {
+        if self.struck(dom, |faults| faults.alloc(dom)) {
             return None;
         }
         let Self { frames, rng, domains, .. } = self;
@@ -19,7 +19,7 @@ impl State {
     }
 
     pub(crate) fn alloc_unbacked(&mut self, dom: DomId, pages: usize) -> Option<NonNull<u8>> {
-        if self.faults.alloc(dom) {
+        if self.struck(dom, |faults| faults.alloc(dom)) {
             return None;
         }
         let Self { rng, domains, .. } = self;

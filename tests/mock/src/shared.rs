@@ -3,10 +3,11 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hypercall::DomId;
+use hypercall::{DomId, Port};
 
 use crate::config::Mode;
 use crate::state::State;
+use crate::trace::What;
 
 /// What a machine and the handles of its domains share.
 pub(crate) struct Shared {
@@ -31,8 +32,9 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `ready`, or the deadline.
-    pub(crate) fn wait(&self, dom: DomId, deadline: u64, ready: impl Fn(&mut State) -> bool) {
+    /// Waits until one of the ports, or any upcall, has an event, or the deadline.
+    pub(crate) fn wait(&self, dom: DomId, ports: &[Port], deadline: u64) {
+        let ready = |state: &mut State| state.has_event(dom, ports);
         let mut state = self.lock();
         if !state.domains.contains_key(&dom) || state.dom(dom).is_dead() {
             self.wait_dead(state, deadline);
@@ -43,10 +45,12 @@ impl Shared {
             return;
         }
         state.dom(dom).ledger.waits += 1;
+        state.note(Some(dom), || What::Waits(ports.to_vec()));
         match self.mode {
             Mode::Deterministic => Self::wait_virtual(&mut state, dom, deadline, ready),
-            Mode::Threaded => Self::wait_real(state, dom, deadline, ready),
+            Mode::Threaded => state = Self::wait_real(state, dom, deadline, ready),
         }
+        state.note(Some(dom), || What::Woke);
     }
 
     /// Whoever is left of a dead domain is not to wait for what never comes, and not to turn in a loop either.
@@ -78,7 +82,12 @@ impl Shared {
         }
     }
 
-    fn wait_real(mut state: MutexGuard<'_, State>, dom: DomId, deadline: u64, ready: impl Fn(&mut State) -> bool) {
+    fn wait_real<'a>(
+        mut state: MutexGuard<'a, State>,
+        dom: DomId,
+        deadline: u64,
+        ready: impl Fn(&mut State) -> bool,
+    ) -> MutexGuard<'a, State> {
         let wake = state.dom(dom).wake.clone();
         while state.domains.get(&dom).is_some_and(|dom| !dom.is_dead()) && !ready(&mut state) {
             let left = deadline.saturating_sub(state.now());
@@ -88,6 +97,7 @@ impl Shared {
             let left = Duration::from_nanos(left);
             state = wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+        state
     }
 
     /// Does the machine's work until it stops.

@@ -308,6 +308,14 @@ impl Space {
         }
     }
 
+    /// Returns the place of the page at `addr` in the domain's range, if it has one.
+    pub(crate) fn place(&self, addr: usize) -> Option<usize> {
+        match &self.kind {
+            Kind::Range { base, .. } if self.covers(addr) => Some((addr - base.addr().get()) / PAGE_SIZE),
+            Kind::Range { .. } | Kind::Heap { .. } => None,
+        }
+    }
+
     /// Maps a frame at `addr`, which the space covers.
     pub(crate) fn map(&mut self, frames: &Frames, addr: usize, pte: Pte) {
         let addr = page(addr);

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar};
 use std::time::Instant;
 
-use hypercall::{DomId, Mfn, Port};
+use hypercall::{DomId, Mfn};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use xen_sys::errno::*;
 use xen_sys::xen::{DOMID_SELF, SharedInfo, VIRQ_TIMER};
 
 use crate::config::{Config, Mode};
-use crate::events::Channels;
+use crate::events::{Channels, Event};
 use crate::faults::Faults;
 use crate::grants::Grants;
 use crate::ledger::Ledger;
@@ -19,6 +19,7 @@ use crate::life::Start;
 use crate::memory::Frames;
 use crate::space::{Pte, Space};
 use crate::store::Store;
+use crate::trace::Recorder;
 
 /// Whether a domain lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +85,11 @@ pub(crate) struct State {
     pub(crate) graves: BTreeMap<DomId, Space>,
     /// What the domains had cost that are no more.
     pub(crate) spent: Ledger,
-    /// Events that come once more.
-    pub(crate) late: Vec<(DomId, Port)>,
+    /// Events that come late, or once more.
+    pub(crate) late: Vec<Event>,
+    /// Events so far.
+    pub(crate) events: u64,
+    pub(crate) trace: Recorder,
     pub(crate) violations: Vec<String>,
     /// Whether all domains are auto-translated.
     pub(crate) auto_translated: bool,
@@ -109,6 +113,8 @@ impl State {
             graves: BTreeMap::new(),
             spent: Ledger::default(),
             late: Vec::new(),
+            events: 0,
+            trace: Recorder::default(),
             violations: Vec::new(),
             auto_translated: config.auto_translated,
             clock: match config.mode {
@@ -239,9 +245,9 @@ impl State {
                 self.raise_virq(dom, 0, VIRQ_TIMER);
             }
             Work::Late(index) => {
-                let (dom, port) = self.late.swap_remove(index);
-                if self.domains.contains_key(&dom) {
-                    self.deliver(dom, port);
+                let event = self.late.swap_remove(index);
+                if self.domains.contains_key(&event.dom) {
+                    self.deliver(event);
                 }
             }
         }

@@ -8,7 +8,7 @@ use hypercall::event::{Channel, Events};
 use hypercall::grant::{Access, Grants, MapRequest, SharedPages, Window};
 use hypercall::mem::{PAGE_SIZE, Pages};
 use hypercall::{DomId, GrantRef, Platform, Port, XenError};
-use mock::{DomainConfig, Fault, Kind, Life, Machine, Node};
+use mock::{DomainConfig, Fault, Happened, Kind, Life, Machine, Node, Refusal};
 use xen_sys::errno::{XEN_EINVAL, XEN_ENOMEM};
 use xen_sys::event_channel::{EVTCHNOP_alloc_unbound, EVTCHNOP_bind_ipi};
 use xen_sys::grant_table::*;
@@ -94,6 +94,72 @@ fn an_event_comes_once_more_when_nothing_has_happened() {
     assert!(!one.events.take(offered.port()));
     machine.settle();
     assert!(one.events.take(offered.port()), "spurious");
+}
+
+#[test]
+fn an_event_comes_late_when_nothing_else_has_happened() {
+    let (machine, one, other) = two();
+    let offered = Channel::offer(&one.events, other.id).expect("a port");
+    let bound = Channel::bind(&other.events, one.id, offered.port()).expect("offered");
+    machine.settle();
+    machine.order(Fault::DelayEvent { to: Some(one.id), nth: 1 });
+    bound.notify();
+    offered.unmask();
+    assert!(!one.events.take(offered.port()), "not yet");
+    machine.settle();
+    assert!(one.events.take(offered.port()), "late");
+}
+
+#[test]
+fn the_nth_request_to_xenstored_is_refused_and_does_nothing() {
+    let (machine, one, other) = two();
+    machine.order(Fault::Request { domain: Some(one.id), nth: 2, refusal: Refusal::Quota });
+    let write = |node: &Node, value: &str| node.store.write(Tx::NONE, "data/x", value.as_bytes());
+    assert!(write(&one, "first").is_ok());
+    assert!(write(&other, "another's").is_ok());
+    let error = write(&one, "second").expect_err("refused");
+    assert!(error.to_string().contains("EQUOTA"), "{error}");
+    assert_eq!(one.store.read(Tx::NONE, "data/x").expect("there"), b"first");
+    assert!(write(&one, "third").is_ok());
+    assert_eq!(machine.faults_happened().len(), 1);
+}
+
+#[test]
+fn the_nth_event_of_a_watch_is_lost_or_comes_twice() {
+    let (machine, one, _other) = two();
+    let watch = one.store.watch("data").expect("a watch");
+    let fired = || {
+        machine.settle();
+        one.store.process();
+        std::iter::from_fn(|| one.store.fired(watch).then_some(())).count()
+    };
+    let messages = |write: &dyn Fn()| {
+        let before = machine.ledger_of(one.id).store_messages;
+        write();
+        let fired = fired();
+        (machine.ledger_of(one.id).store_messages - before, fired > 0)
+    };
+    let write = || one.store.write(Tx::NONE, "data/x", b"1").expect("its own");
+    fired();
+    assert_eq!(messages(&write), (3, true), "request, reply, event");
+    machine.order(Fault::DropWatch { to: Some(one.id), nth: 1 });
+    assert_eq!(messages(&write), (2, false));
+    machine.order(Fault::RepeatWatch { to: Some(one.id), nth: 2 });
+    assert_eq!(messages(&write), (3, true));
+    assert_eq!(messages(&write), (4, true), "two events");
+    assert_eq!(messages(&write), (3, true));
+}
+
+#[test]
+fn what_has_happened_is_known_with_what_it_has_struck() {
+    let (machine, one, _other) = two();
+    let fault = Fault::Hypercall { domain: None, kind: None, nth: 2, errno: XEN_EINVAL };
+    machine.order(fault);
+    assert!(call::bind_ipi(&one.platform, 0).is_ok());
+    assert_eq!(machine.faults_happened(), []);
+    assert!(call::alloc_unbound(&one.platform, DomId(0)).is_err());
+    let kind = Some(Kind::event(EVTCHNOP_alloc_unbound));
+    assert_eq!(machine.faults_happened(), [Happened { fault, kind }], "as it was ordered");
 }
 
 #[test]

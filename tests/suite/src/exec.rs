@@ -36,6 +36,9 @@ pub trait World {
     /// Chooses one of `count`, by the seed: which program runs next.
     fn choose(&mut self, count: usize) -> usize;
 
+    /// Takes note whose turn it is; of nobody's, when the turn ends.
+    fn turn_of(&mut self, _program: Option<&'static str>) {}
+
     /// How long nothing may happen before the programs count as stuck, in nanoseconds. Longer where somebody outside decides
     /// when something happens.
     fn patience_ns(&self) -> u64 {
@@ -73,7 +76,10 @@ pub fn run<P: Platform>(nodes: &[Node<P>], world: &mut impl World, programs: Vec
         while !turns.is_empty() {
             let index = turns.swap_remove(world.choose(turns.len()));
             let program = &mut running[index];
-            match program.future.as_mut().poll(&mut context) {
+            world.turn_of(Some(program.name));
+            let turn = program.future.as_mut().poll(&mut context);
+            world.turn_of(None);
+            match turn {
                 Poll::Ready(Ok(())) => done.push(index),
                 Poll::Ready(Err(failure)) => return Err(Failure(format!("{}: {failure}", program.name))),
                 Poll::Pending => {}

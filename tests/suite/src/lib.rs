@@ -8,6 +8,8 @@
 //! | [`node`] | a domain with its services, and the events that have reached it |
 //! | [`exec`] | runs programs until all are done, or tells which one is stuck |
 //! | `on_mock` | the bed of three domains on the mock hypervisor (not on the bare target) |
+//! | `faults` | plans of faults, and the smallest one that makes a run fail (there, too) |
+//! | `hostile` | ends of a disk that are connected like honest ones, and then do whatever a test wants (there, too) |
 //! | [`toolstack`] | what `xl` does: makes and removes devices in xenstore |
 //! | [`block`] | the disk: a server with a store in memory, a client that copies and verifies |
 //! | [`conformance`] | scripts of calls and their errors, compared with what real Xen says |
@@ -17,12 +19,18 @@
 #![no_std]
 
 extern crate alloc;
+#[cfg(not(target_os = "none"))]
+extern crate std;
 
 pub mod block;
 pub mod conformance;
 pub mod console;
 pub mod disk;
 pub mod exec;
+#[cfg(not(target_os = "none"))]
+pub mod faults;
+#[cfg(not(target_os = "none"))]
+pub mod hostile;
 pub mod net;
 pub mod node;
 #[cfg(not(target_os = "none"))]

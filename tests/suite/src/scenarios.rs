@@ -11,7 +11,7 @@ use xbd::SECTOR;
 use xbd::protocol::Operation;
 use xennet::{MAX_PACKET, MIN_PACKET};
 
-use crate::block::{self, Client, Memory};
+use crate::block::{self, Client, Memory, Served};
 use crate::exec::{Program, World, run};
 use crate::node::Node;
 use crate::{Context, Failure, console, ensure, net};
@@ -38,6 +38,37 @@ impl<P: Platform, W: World> Bed<'_, P, W> {
     pub fn run(&mut self, programs: Vec<Program<'_>>) -> Result<(), Failure> {
         let nodes = [self.toolstack.clone(), self.front.clone(), self.back.clone()];
         run(&nodes, self.world, programs)
+    }
+
+    /// Makes a disk of the scenario's with these contents, lets a client use it, and takes it away. Returns what the back
+    /// end has done.
+    ///
+    /// # Errors
+    /// [`Failure`] of the client, or of one of the two ends.
+    pub fn with_disk(
+        &mut self,
+        contents: Vec<u8>,
+        work: impl AsyncFnOnce(&mut Client<P>) -> Result<(), Failure>,
+    ) -> Result<Served<Memory>, Failure> {
+        let device = block::disk(self.front.id(), self.back.id());
+        let (toolstack, front, back) = (self.toolstack.clone(), self.front.clone(), self.back.clone());
+        device.attach(toolstack.store()).context("attach")?;
+        let mut served = None;
+        let client = async {
+            let mut disk = Client::attach(&front, block::XVDA).await?;
+            work(&mut disk).await?;
+            // The toolstack asks for the end, and the front end follows.
+            device.ask_detach(toolstack.store()).context("detach")?;
+            disk.wait_close_wanted().await?;
+            disk.close().await
+        };
+        let server = async {
+            served = Some(block::serve(&back, block::XVDA, Memory::new(contents)).await?);
+            Ok(())
+        };
+        self.run(vec![Program::new("client", client), Program::new("server", server)])?;
+        device.clean_up(self.toolstack.store()).context("clean up")?;
+        served.ok_or(Failure::new("the server has not ended"))
     }
 }
 
@@ -122,12 +153,7 @@ fn block_copy<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<Stri
 fn block_again<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<String>, Failure> {
     let mut bytes = vec![0; 64 * SECTOR];
     for round in 1..=3u8 {
-        let device = block::disk(bed.front.id(), bed.back.id());
-        let (toolstack, front, back) = (bed.toolstack.clone(), bed.front.clone(), bed.back.clone());
-        device.attach(toolstack.store()).context("attach")?;
-        let mut served = None;
-        let client = async {
-            let mut disk = Client::attach(&front, block::XVDA).await?;
+        let served = bed.with_disk(bytes, async |disk| {
             let mut seen = Vec::new();
             let take = |_, buffer: &hypercall::mem::PageBuf<P>| {
                 let mut first = [0];
@@ -137,19 +163,9 @@ fn block_again<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<Str
             disk.transfer(Operation::Read, 0..8, |_, _| {}, take).await?;
             ensure(seen == [round - 1], format!("round {round} reads {seen:?}"))?;
             let fill = |_, buffer: &hypercall::mem::PageBuf<P>| buffer.shared().write(0, &[round]);
-            disk.transfer(Operation::Write, 0..8, fill, |_, _| {}).await?;
-            device.ask_detach(toolstack.store()).context("detach")?;
-            disk.wait_close_wanted().await?;
-            disk.close().await
-        };
-        let server = async {
-            served = Some(block::serve(&back, block::XVDA, Memory::new(bytes.clone())).await?);
-            Ok(())
-        };
-        bed.run(vec![Program::new("client", client), Program::new("server", server)])?;
-        let served = served.ok_or(Failure::new("the server has not ended"))?;
+            disk.transfer(Operation::Write, 0..8, fill, |_, _| {}).await
+        })?;
         bytes = served.store.bytes();
-        device.clean_up(bed.toolstack.store()).context("clean up")?;
     }
     Ok(vec!["xbd: attached and detached three times".into()])
 }

@@ -5,7 +5,7 @@ mod common;
 
 use common::{BackOwner, Bed, DEPTH, FrontOwner, Slow, follow_both};
 use hypercall::DomId;
-use mock::{Fault, Kind};
+use mock::{Fault, Kind, Refusal};
 use xbd::protocol::Operation;
 use xen_sys::errno::{XEN_EAGAIN, XEN_EINVAL, XEN_ENOMEM};
 use xen_sys::event_channel::EVTCHNOP_close;
@@ -493,6 +493,29 @@ fn every_event_may_be_lost_or_come_twice() {
     for domain in [|bed: &Bed| bed.front.id, |bed: &Bed| bed.back.id] {
         let lost = each_fault(|bed, nth| Fault::DropEvent { to: Some(domain(bed)), nth }, |_| false);
         let twice = each_fault(|bed, nth| Fault::RepeatEvent { to: Some(domain(bed)), nth }, |_| false);
-        assert!(lost > 10 && twice > 10, "{lost} {twice}");
+        let late = each_fault(|bed, nth| Fault::DelayEvent { to: Some(domain(bed)), nth }, |_| false);
+        assert!(lost > 10 && twice > 10 && late > 10, "{lost} {twice} {late}");
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "many lives")]
+fn every_request_to_the_store_may_be_refused_and_every_watch_come_twice() {
+    for domain in [|bed: &Bed| bed.front.id, |bed: &Bed| bed.back.id] {
+        let mut faults = 0;
+        for refusal in [Refusal::Again, Refusal::Acces, Refusal::Quota] {
+            faults += each_fault(|bed, nth| Fault::Request { domain: Some(domain(bed)), nth, refusal }, |_| false);
+        }
+        let twice = each_fault(|bed, nth| Fault::RepeatWatch { to: Some(domain(bed)), nth }, |_| false);
+        assert!(faults > 50 && twice >= 2, "{faults} {twice}");
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "many lives")]
+fn every_watch_may_be_lost_and_the_disk_can_be_taken_away() {
+    for domain in [|bed: &Bed| bed.front.id, |bed: &Bed| bed.back.id] {
+        let lost = each_fault(|bed, nth| Fault::DropWatch { to: Some(domain(bed)), nth }, |_| false);
+        assert!(lost >= 2, "{lost}");
     }
 }

@@ -28,6 +28,8 @@ struct Connection {
     bad: Option<BadFrame>,
     watches: Watches,
     transactions: Transactions,
+    /// How the next request is refused, if it is to be.
+    refuse: Option<Refusal>,
 }
 
 /// What INTRODUCE said of a domain: its ring's frame and event channel; none if the host introduced it.
@@ -80,6 +82,7 @@ impl Daemon {
             bad: None,
             watches: Watches::default(),
             transactions: Transactions::default(),
+            refuse: None,
         };
         self.connections.insert(id, connection);
         id
@@ -156,6 +159,14 @@ impl Daemon {
         }
     }
 
+    /// Makes the next request that comes in by a client's bytes fail without having done anything: for hosts that want to see
+    /// how the client bears it.
+    pub fn refuse_next(&mut self, id: ConnId, refusal: Refusal) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.refuse = Some(refusal);
+        }
+    }
+
     /// Returns how many messages wait for a client.
     pub fn pending(&self, id: ConnId) -> usize {
         self.connections.get(&id).map_or(0, |connection| connection.output.packets())
@@ -179,7 +190,11 @@ impl Daemon {
 
     fn serve(&mut self, id: ConnId, packet: Packet) {
         let Packet { op, req_id, tx_id, payload } = packet;
-        let (result, effect) = self.perform(id, op, tx_id, &payload);
+        let refusal = self.connections.get_mut(&id).and_then(|connection| connection.refuse.take());
+        let (result, effect) = match refusal {
+            Some(refusal) => (Err(refusal), Effect::None),
+            None => self.perform(id, op, tx_id, &payload),
+        };
         let effect = match effect {
             // The events of a transaction come before the answer to its end, all others after.
             Effect::Changed(..) if op == Op::TRANSACTION_END => {

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use suite::Failure;
 use suite::block::{self, Client, hex};
 use suite::exec::Program;
-use suite::on_mock::MockBed;
+use suite::on_mock::{MockBed, TRACE_ENTRIES};
 use suite::toolstack::NewDevice;
 use xbd::SECTOR;
 use xbd::protocol::Operation;
@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Decides the frame numbers and the order of all that happens
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Writes all that happens to a file, as a timeline for https://ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
 }
 
 /// What the copy has shown.
@@ -64,7 +67,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     copy.set_len(bytes).context("no room for the copy")?;
     // Without workers, so that nothing but the seed decides what happens.
     let target = FileStore::new(copy.try_clone()?, "the copy", &Options::default())?;
-    let outcome = copy_through(args.seed, bytes, disk, target)?;
+    let mut bed = MockBed::new(Config::deterministic(args.seed));
+    if args.trace.is_some() {
+        bed.machine.record(TRACE_ENTRIES);
+    }
+    let outcome = copy_through(&mut bed, bytes, disk, target);
+    // Of a copy that has failed, too.
+    if let Some(path) = &args.trace {
+        bed.write_trace(path).with_context(|| format!("{} can't be written", path.display()))?;
+    }
+    let outcome = outcome?;
     println!("sha256    {}  as domU reads it from xvda", hex(&outcome.read));
     println!("sha256    {}  as domU reads it back from xvdb", hex(&outcome.written));
     let copied = image::sha256(&copy)?;
@@ -74,13 +86,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("e2fsck    finds no fault in the copy");
     }
     print_table(&outcome);
+    if let Some(path) = &args.trace {
+        let trace = bed.machine.trace();
+        println!("{:36} {:>12}", "entries in the trace", trace.entries.len());
+        println!("trace     {}", path.display());
+    }
     println!("ok");
     Ok(())
 }
 
 /// Copies xvda to xvdb in a domU, then lets the console echo and the network carry frames.
-fn copy_through(seed: u64, bytes: u64, source: FileStore, copy: FileStore) -> Result<Outcome> {
-    let mut bed = MockBed::new(Config::deterministic(seed));
+fn copy_through(bed: &mut MockBed, bytes: u64, source: FileStore, copy: FileStore) -> Result<Outcome> {
     let nodes = [NewDevice { back_nodes: &[("mode", "r")], ..block::disk(bed.front.id(), bed.back.id()) }, {
         NewDevice { handle: XVDB, ..block::disk(bed.front.id(), bed.back.id()) }
     }];
@@ -135,7 +151,7 @@ fn copy_through(seed: u64, bytes: u64, source: FileStore, copy: FileStore) -> Re
         device.clean_up(bed.toolstack.store()).map_err(|error| anyhow!("clean up: {error}"))?;
     }
     bed.check()?;
-    show_others(&mut bed)?;
+    show_others(bed)?;
     outcome.context("the client has not ended")
 }
 
