@@ -18,6 +18,7 @@ mod config;
 mod pages;
 mod queue;
 mod ring;
+mod slot;
 pub mod store;
 
 pub use config::{Config, Counters};

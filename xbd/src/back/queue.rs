@@ -19,58 +19,13 @@ use xenbus::ring::{Notify, RingError};
 
 use super::BackError;
 use super::config::{Config, Counters};
-use super::pages::{List, NONE, Pages};
+use super::pages::{List, Pages};
 use super::ring::Ring;
+use super::slot::{Slot, pop, push, step};
 use super::store::{Parts, Started, Store, StoreFault, Token, Work};
 use crate::features::{self, Abi, Disk};
 use crate::protocol::{Answer, Data, Operation, Request, Segment, Status};
 use crate::{SECTOR, SEGMENTS_PER_PAGE};
-
-/// What the store is asked for, one bit each, the lowest first. A barrier may take all three.
-mod step {
-    pub(super) const FLUSH_BEFORE: u8 = 1;
-    pub(super) const WORK: u8 = 2;
-    pub(super) const FLUSH_AFTER: u8 = 4;
-}
-
-/// A request. Its place in the table is its token.
-#[derive(Clone, Copy)]
-struct Slot {
-    id: u64,
-    operation: Operation,
-    /// Where on the disk, and how much, in units of 512 bytes.
-    sector: u64,
-    sectors: u64,
-    /// All its pages, and the first of those with data. Those before have its segments.
-    pages: List,
-    data: u16,
-    /// Segments that still stand on pages of their own.
-    indirect: u16,
-    /// What the store has still to do, of [`step`].
-    steps: u8,
-    /// The store works on it.
-    started: bool,
-    /// How it ends, as far as is known.
-    status: Status,
-    /// Next slot of the list that it is on: free, taken, or finished.
-    link: u16,
-}
-
-impl Slot {
-    const FREE: Self = Self {
-        id: 0,
-        operation: Operation::Flush,
-        sector: 0,
-        sectors: 0,
-        pages: List::EMPTY,
-        data: NONE,
-        indirect: 0,
-        steps: 0,
-        started: false,
-        status: Status::Okay,
-        link: NONE,
-    };
-}
 
 /// How the taking of requests has ended.
 enum Taken {
@@ -610,20 +565,4 @@ fn access(operation: Operation) -> Access {
 
 fn part(segment: Segment) -> core::ops::Range<usize> {
     segment.offset()..segment.offset() + segment.len()
-}
-
-/// Appends a slot to a list.
-fn push(slots: &mut [Slot], list: &mut List, index: u16) {
-    slots[usize::from(index)].link = NONE;
-    if let Some(before) = list.append(index) {
-        slots[usize::from(before)].link = index;
-    }
-}
-
-/// Takes the first slot off a list.
-fn pop(slots: &[Slot], list: &mut List) -> Option<u16> {
-    let first = list.first;
-    let slot = slots.get(usize::from(first))?;
-    *list = if slot.link == NONE { List::EMPTY } else { List { first: slot.link, ..*list } };
-    Some(first)
 }
