@@ -6,7 +6,7 @@ use suite::block::Memory;
 use xbd::SECTOR;
 use xbd::back::{Parts, Started, Store, StoreFault, Token, Work};
 
-use crate::common::{Area, Outcome, discard, fill, next, read, run, write};
+use crate::common::{Area, Outcome, contents, discard, fill, next, read, run, write};
 
 fn disk(sectors: usize, plan: Plan) -> Faulty<Memory> {
     Faulty::new(Memory::new(vec![0; sectors * SECTOR]), plan)
@@ -186,7 +186,9 @@ fn a_flush_is_about_what_was_completed_before_it_began() {
 #[test]
 fn a_flush_that_failed_promises_nothing() {
     let lost = (0..64).any(|seed| {
-        let mut disk = disk(8, Plan { seed, rules: vec![Rule::all(Kind::Flush)], ..Plan::default() });
+        // It is the disk beneath that fails it.
+        let beneath = disk(8, rules(vec![Rule::all(Kind::Flush)]));
+        let mut disk = Faulty::new(beneath, Plan { seed, ..Plan::default() });
         write(&mut disk, 0, &[1; 512]).unwrap();
         assert_eq!(run(&mut disk, Work::Flush), FAILED);
         read(&mut disk.crash().unwrap(), 0, 512).unwrap()[0] == 0
@@ -330,4 +332,46 @@ fn it_may_stand_on_a_disk_with_threads() {
     }
     let last = read(&mut left, 1024, 4096).unwrap();
     assert!(last.iter().all(|byte| [0, 64].contains(byte)));
+}
+
+/// A disk that writes when it is asked what is completed, and not before.
+struct Late {
+    memory: Memory,
+    waiting: Vec<(Token, u64, Vec<u8>)>,
+}
+
+impl Store for Late {
+    fn handle(&self) -> Self {
+        Self { memory: self.memory.handle(), waiting: Vec::new() }
+    }
+
+    fn sectors(&self) -> u64 {
+        self.memory.sectors()
+    }
+
+    fn start(&mut self, token: Token, work: Work<'_>) -> Started {
+        let Work::Write { sector, parts } = work else { return Started::Done(run(&mut self.memory, work)) };
+        self.waiting.push((token, sector, contents(&parts.iter().collect::<Vec<_>>())));
+        Started::Pending
+    }
+
+    fn completed(&mut self) -> Option<(Token, Outcome)> {
+        let (token, sector, bytes) = self.waiting.pop()?;
+        Some((token, write(&mut self.memory, sector, &bytes)))
+    }
+}
+
+#[test]
+fn nothing_comes_late_into_what_a_crash_has_left() {
+    let memory = Memory::new(vec![0; 8 * SECTOR]);
+    let mut disk = Faulty::new(Late { memory, waiting: Vec::new() }, Plan::default());
+    let area = Area::new(1);
+    let parts = area.parts(&[512], 0);
+    fill(&parts, &[1; 512]);
+    let work = Work::Write { sector: 0, parts: Parts::new(&parts) };
+    assert_eq!(disk.start(Token(1), work), Started::Pending);
+    let mut left = disk.crash().unwrap();
+    write(&mut left, 0, &[9; 512]).unwrap();
+    assert_eq!(disk.completed(), Some((Token(1), FAILED)));
+    assert_eq!(read(&mut left, 0, 512).unwrap(), [9; 512]);
 }
