@@ -82,7 +82,8 @@ impl Server {
         let store = self.node.store();
         // Looked at anew: the device may be served already, or gone again.
         let named: Option<String> = store.read_if_there(Tx::NONE, &format!("{path}/params")).context("params")?;
-        let Some(name) = named.filter(|_| !self.devices.iter().any(|device| device.back.device().path() == path)) else {
+        let Some(name) = named.filter(|_| !self.devices.iter().any(|device| device.back.device().path() == path))
+        else {
             return Ok(());
         };
         if self.devices.iter().any(|device| device.disk == name) {

@@ -7,11 +7,10 @@ use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use sha2::{Digest, Sha256};
 
 use crate::host::cpio::Archive;
 use crate::host::guest;
-use crate::host::linux::{Report, hex, judge_end, judge_status, machine, said_in_dom0, watch};
+use crate::host::linux::{Report, judge_end, judge_status, machine, said_in_dom0, watch};
 use crate::host::qemu::Run;
 use crate::host::setup::Beds;
 
@@ -19,7 +18,10 @@ const JOB: &[u8] = include_bytes!("../../dom0/block-job");
 const DOMU_INIT: &[u8] = include_bytes!("../../domu/init");
 
 /// MiB of each disk.
-const MIB: usize = 32;
+const MIB: usize = 16;
+
+/// Digits of a SHA-256.
+const SUM: usize = 64;
 
 /// The domains that the job starts.
 const DOMAINS: &[&str] = &["driver", "one", "two", "liar"];
@@ -60,8 +62,7 @@ const VISITS: &[Visit] = &[
 ];
 
 /// What a domain tells of a visit.
-const FIRST: &[&str] =
-    &["opened", "made", "mounted", "written", "flushed", "trimmed", "unmounted", "checked", "closed"];
+const FIRST: &[&str] = &["made", "mounted", "written", "flushed", "trimmed", "unmounted", "checked", "closed"];
 const AGAIN: &[&str] =
     &["opened", "mounted", "verified", "written", "flushed", "trimmed", "unmounted", "checked", "closed"];
 
@@ -112,15 +113,14 @@ fn judge(run: &Run, timeout: u64) -> Result<bool> {
         }
     }
     let mut told: BTreeMap<_, _> = told.into_iter().map(|(who, steps)| (who, steps.into_iter())).collect();
-    // What each disk holds: nothing, before it is used.
-    let empty = hex(Sha256::new_with_prefix(vec![0; MIB << 20]));
-    let mut sums: BTreeMap<&str, String> = BTreeMap::new();
+    // What each disk holds, by its SHA-256.
+    let mut sums: BTreeMap<&str, &str> = BTreeMap::new();
     let mut trimmed = false;
     for Visit { domain, device, target, again } in VISITS {
         let features = features(&run.lines, domain, device)?;
         let discards = features.contains(&"feature-discard=1");
         trimmed |= discards;
-        let before = sums.remove(target).unwrap_or_else(|| empty.clone());
+        let before = sums.remove(target).unwrap_or_default();
         let mut steps = told.get_mut(&(*domain, *device)).into_iter().flatten();
         for wanted in if *again { AGAIN } else { FIRST } {
             let step = steps.next().with_context(|| format!("{domain} has not told that {device} was {wanted}"))?;
@@ -128,13 +128,13 @@ fn judge(run: &Run, timeout: u64) -> Result<bool> {
             ensure!(step == *wanted, "{domain} told that {device} was {step}: {wanted} was expected");
             let holds = match step {
                 "opened" => value == before,
-                "closed" => value.len() == before.len() && value != before,
+                "closed" => value.len() == SUM && value != before,
                 "trimmed" => (value != "none") == discards,
                 _ => true,
             };
-            ensure!(holds, "{domain}: {device} {step} {value}, with {before} before, and {features:?}");
+            ensure!(holds, "{domain}: {device} {step} {value}; before: {before:?}, features: {features:?}");
             if step == "closed" {
-                sums.insert(target, value.to_owned());
+                sums.insert(target, value);
             }
         }
     }
@@ -144,7 +144,7 @@ fn judge(run: &Run, timeout: u64) -> Result<bool> {
     }
     for (target, sum) in sums {
         let read = run.lines.iter().find_map(|line| line.strip_prefix(&format!("xenlab-dom0: image {target} ")));
-        ensure!(read == Some(&*sum), "dom0 read {read:?} from the disk {target}, but {sum} was left there");
+        ensure!(read == Some(sum), "dom0 read {read:?} from the disk {target}, but {sum} was left there");
     }
     Ok(trimmed)
 }
@@ -153,7 +153,103 @@ fn judge(run: &Run, timeout: u64) -> Result<bool> {
 fn features<'a>(lines: &'a [String], domain: &str, device: &str) -> Result<Vec<&'a str>> {
     let start = format!("xenlab-dom0: features {domain} {device} ");
     let features = lines.iter().find_map(|line| line.strip_prefix(&start));
-    let features: Vec<_> = features.with_context(|| format!("no features of {device} in {domain}"))?.split(' ').collect();
+    let features: Vec<_> =
+        features.with_context(|| format!("no features of {device} in {domain}"))?.split(' ').collect();
     ensure!(features.contains(&"feature-flush-cache=1"), "{device} in {domain} can't be flushed: {features:?}");
     Ok(features)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+    use crate::host::qemu::End;
+
+    /// What a good run says; each sum is 64 times its disk's letter, and after the second visit 64 times "e".
+    fn good() -> Vec<String> {
+        let mut lines = vec!["xenlab-dom0: up".to_owned()];
+        for (index, Visit { domain, device, target, again }) in VISITS.iter().enumerate() {
+            for step in if *again { AGAIN } else { FIRST } {
+                let value = match *step {
+                    "trimmed" => " none".to_owned(),
+                    "closed" if *again => format!(" {}", "e".repeat(SUM)),
+                    "opened" | "closed" => format!(" {}", target.repeat(SUM)),
+                    _ => String::new(),
+                };
+                lines.push(format!("{domain}: xenlab: {device} {step}{value}"));
+            }
+            match index {
+                0 => lines.push("one: xenlab: xvda gone".to_owned()),
+                _ => {
+                    lines.push(format!("xenlab-dom0: features {domain} {device} feature-flush-cache=1 sector-size=512"))
+                }
+            }
+        }
+        lines.extend(STEPS.iter().map(|(key, _)| format!("xenlab-dom0: {key} ok")));
+        for (target, sum) in [("a", "e"), ("b", "b"), ("c", "c"), ("d", "d")] {
+            lines.push(format!("xenlab-dom0: image {target} {}", sum.repeat(SUM)));
+        }
+        lines.push("xenlab-dom0: status 0".to_owned());
+        lines
+    }
+
+    fn verdict(lines: Vec<String>) -> Result<bool, String> {
+        let run = Run { lines, end: End::Exited(ExitStatus::from_raw(0)) };
+        judge(&run, 9).map_err(|error| format!("{error:#}"))
+    }
+
+    /// A good run with each `from` replaced.
+    fn other(from: &str, to: &str) -> Result<bool, String> {
+        let lines = good();
+        assert!(lines.iter().any(|line| line.contains(from)), "no {from:?}");
+        verdict(lines.iter().map(|line| line.replace(from, to)).collect())
+    }
+
+    #[test]
+    fn a_whole_good_run_passes() {
+        assert_eq!(verdict(good()), Ok(false));
+    }
+
+    #[test]
+    fn every_line_of_a_run_counts() {
+        for (index, line) in good().iter().enumerate() {
+            let mut without = good();
+            without.remove(index);
+            // The first is not judged, and dom0 itself has waited for the second.
+            let judged = !line.ends_with(": up") && !line.ends_with(" gone");
+            assert_eq!(verdict(without).is_err(), judged, "without {line:?}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_changes_while_nobody_has_it_fails() {
+        let message =
+            other(&format!("opened {}", "a".repeat(SUM)), &format!("opened {}", "f".repeat(SUM))).unwrap_err();
+        assert!(message.contains("one: xvda opened"), "{message}");
+        let message =
+            other(&format!("image c {}", "c".repeat(SUM)), &format!("image c {}", "f".repeat(SUM))).unwrap_err();
+        assert!(message.contains("the disk c"), "{message}");
+        // What was closed as it was opened was not written.
+        assert!(other(&"e".repeat(SUM), &"a".repeat(SUM)).is_err());
+    }
+
+    #[test]
+    fn a_disk_is_trimmed_if_and_only_if_its_back_end_discards() {
+        assert!(other("trimmed none", "trimmed 4096 bytes").unwrap_err().contains("trimmed"));
+        assert!(other("sector-size=512", "feature-discard=1").unwrap_err().contains("trimmed"));
+        let lines = good().into_iter().map(|line| line.replace("sector-size=512", "feature-discard=1"));
+        assert_eq!(verdict(lines.map(|line| line.replace("trimmed none", "trimmed 4096 bytes")).collect()), Ok(true));
+    }
+
+    #[test]
+    fn a_step_told_twice_and_a_failure_are_no_good_run() {
+        let mut twice = good();
+        twice.push("two: xenlab: xvdb closed again".to_owned());
+        assert!(verdict(twice).unwrap_err().contains("more than was expected"));
+        let failed = other("xenlab-dom0: liar ok", "xenlab-dom0: failed liar: gone");
+        assert!(failed.unwrap_err().contains("liar: gone"));
+        assert!(other("feature-flush-cache=1", "feature-flush-cache=0").unwrap_err().contains("can't be flushed"));
+    }
 }

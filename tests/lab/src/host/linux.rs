@@ -38,11 +38,11 @@ const STEPS: &[(&str, &str)] = &[
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What is run
-    #[arg(long, value_enum, default_value = "disk")]
-    suite: Suite,
+    /// What is run; "disk" unless it is said
+    #[arg(long, value_enum)]
+    suite: Option<Suite>,
     /// The disk image that the guest works on in the suite "disk"; it is read only, what the guest writes is thrown away
-    #[arg(long, value_name = "IMAGE", required_if_eq("suite", "disk"))]
+    #[arg(long, value_name = "IMAGE", required_unless_present = "suite", required_if_eq("suite", "disk"))]
     disk: Option<PathBuf>,
     /// Seconds until the run is given up
     #[arg(long, default_value_t = 600)]
@@ -81,7 +81,7 @@ pub(crate) struct Report<'a> {
 /// # Errors
 /// The bed or the image is missing or unfit, or any step went wrong.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    match (args.suite, &args.disk) {
+    match (args.suite.unwrap_or(Suite::Disk), &args.disk) {
         (Suite::Disk, Some(image)) => run_disk(args, image),
         (Suite::Disk, None) => bail!("the suite \"disk\" needs an image: --disk IMAGE"),
         (Suite::Block, None) => block::run(args.timeout, args.verbose),
@@ -129,13 +129,7 @@ pub(crate) fn watch(machine: Machine, timeout: u64, verbose: bool, domains: &[&s
 ///
 /// # Errors
 /// The bed is incomplete, or there is no room for dom0's initrd.
-pub(crate) fn machine(
-    beds: &Beds,
-    elf: File,
-    job: &[u8],
-    timeout: u64,
-    files: &[(&str, &[u8])],
-) -> Result<Machine> {
+pub(crate) fn machine(beds: &Beds, elf: File, job: &[u8], timeout: u64, files: &[(&str, &[u8])]) -> Result<Machine> {
     let mut machine = Machine::new(beds, 2, "dom0_mem=1536M,max:1536M dom0_max_vcpus=1 guest_loglvl=all");
     let kernel = File::open(beds.linux()).context("the bed has no Linux; remove its folder and set up again")?;
     machine.boot(kernel, "console=hvc0 quiet", Some(initrd(beds, elf, job, timeout, files)?));
@@ -184,7 +178,7 @@ fn expect(image: &mut File) -> Result<Expected> {
     Ok(Expected { sectors: bytes / 512, before: hex(before), after: hex(after) })
 }
 
-pub(crate) fn hex(hash: Sha256) -> String {
+fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

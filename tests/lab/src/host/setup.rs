@@ -2,7 +2,8 @@
 //!
 //! Nothing is installed on the host and nothing needs root. apt, with a package database of its own, fetches Debian 12's
 //! packages, and trees are unpacked from them: QEMU, which is run by its tree's own dynamic loader, and dom0, which
-//! becomes an initramfs; a Linux domU's small one is made of a third. So the host's versions of QEMU and Xen don't matter, nor whether it has any.
+//! becomes an initramfs; a Linux domU's small one is made of a third. So the host's versions of QEMU and Xen don't matter, nor
+//! whether it has any.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -193,11 +194,11 @@ fn make(work: &Path, done: &Path) -> Result<()> {
     let qemu = apt.resolve(QEMU_PACKAGES)?;
     let dom0 = apt.resolve(DOM0_PACKAGES)?;
     let domu = apt.resolve(DOMU_PACKAGES)?;
-    let all: BTreeSet<&str> = [&qemu, &dom0, &domu].iter().flat_map(|set| &set.files).map(String::as_str).collect();
-    let bytes = qemu.bytes + dom0.bytes + domu.bytes;
-    step(&format!("fetching {} packages, at most {} MB", all.len(), bytes / 1_000_000));
-    let bar = progress(all.len(), "packages");
-    apt.fetch(&[QEMU_PACKAGES, DOM0_PACKAGES, DOMU_PACKAGES].concat(), || bar.inc(1))?;
+    let names = [QEMU_PACKAGES, DOM0_PACKAGES, DOMU_PACKAGES].concat();
+    let all = apt.resolve(&names)?;
+    step(&format!("fetching {} packages, at most {} MB", all.files.len(), all.bytes / 1_000_000));
+    let bar = progress(all.files.len(), "packages");
+    apt.fetch(&names, || bar.inc(1))?;
     bar.finish_and_clear();
 
     let trees = work.join("trees");
