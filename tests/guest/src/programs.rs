@@ -7,9 +7,12 @@ mod crash;
 mod dom0;
 mod fast;
 mod hello;
+mod hostile;
 mod linux;
+mod outside;
 mod pair;
 mod selftest;
+mod serve;
 
 use alloc::format;
 use alloc::string::String;
@@ -39,6 +42,8 @@ pub static PROGRAMS: &[Program] = &[
         run: fast::run,
     },
     Program { name: "linux", about: "uses the disk and console that a Linux dom0 serves", run: linux::run },
+    Program { name: "serve", about: "serves disks in memory to other domains: [mib=N]", run: serve::run },
+    Program { name: "hostile", about: "breaks every rule of the protocol on a disk: [seed=N]", run: hostile::run },
     Program {
         name: "conformance",
         about: "makes calls and errors, and tells what Xen or xenstored says",

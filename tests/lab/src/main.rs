@@ -6,6 +6,8 @@
 //! xenlab xen setup              everything that real Xen needs, once, in the user's cache folder
 //! xenlab xen fast [SCENARIO]    the guest as dom0: both ends of each device in one domain
 //! xenlab xen linux --disk IMAGE the guest as domU of a Linux dom0
+//! xenlab xen linux --suite block
+//!                               the guest as driver domain, which serves disks to Linux domUs
 //! xenlab xen conformance [SCRIPT] [--record]
 //!                               what real Xen answers, compared with what the mock is held to
 //! ```

@@ -33,3 +33,9 @@ fn the_guest_lives_under_a_linux_dom0() {
     image.as_file().set_len(8 << 20).expect("room for the image");
     xenlab(&["xen", "linux", "--disk", image.path().to_str().expect("a path of plain letters")]);
 }
+
+#[test]
+#[ignore = "needs real Xen under QEMU: `xenlab xen setup` fetches it, `xenlab xen linux --suite block` runs this"]
+fn the_guest_serves_linux_as_a_driver_domain() {
+    xenlab(&["xen", "linux", "--suite", "block"]);
+}

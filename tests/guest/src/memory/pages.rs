@@ -15,7 +15,7 @@ use crate::memory::tables::{self, Access};
 use crate::memory::{PAGE_SIZE, TABLE_SPAN, WINDOW_BASE, frames, image_end};
 
 /// Own memory at most, in bytes: more than any program needs, and quick to map.
-const MEMORY_MAX: usize = 128 << 20;
+const MEMORY_MAX: usize = 256 << 20;
 
 static FREE: Mutex<Heap> = Mutex::new(Heap::empty());
 

@@ -6,23 +6,21 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use hypercall::event::{Channel, EventChannels};
-use hypercall::mem::{PAGE_SIZE, PageBuf, Shared};
+use hypercall::mem::{PageBuf, Shared};
 use hypercall::{Mfn, Platform, Port};
 use spin::Mutex;
 use suite::block::{Client, XVDA, hex, pattern_word};
-use suite::exec::{Program, World, run as run_programs};
+use suite::exec::{Program, run as run_programs};
 use suite::node::Node;
 use suite::{Context, Failure};
 use xbd::SECTOR;
 use xbd::protocol::Operation;
-use xenbus::domain;
-use xenbus::store::{Store, Tx, XenStore};
 use xencons::front::{Console, panic_write};
 
 use super::Args;
-use crate::bare::{Services, domain_id, services};
-use crate::boot::{is_dom0, start_info};
-use crate::memory::{frames, pages};
+use super::outside::{self, Administrator, Outside, boot_page};
+use crate::bare::{Services, services};
+use crate::boot::start_info;
 use crate::{Bare, console, println, shared};
 
 /// Bytes at the disk's end that the pattern is written to.
@@ -36,35 +34,9 @@ type Cons = Console<EventChannels<Bare>, Shared<'static>>;
 /// The console that the driver has taken over.
 static CONSOLE: Mutex<Option<Cons>> = Mutex::new(None);
 
-/// There is nothing in this domain but the programs: what moves them comes from outside.
-struct Outside;
-
-impl World for Outside {
-    fn pump(&mut self) -> bool {
-        false
-    }
-
-    fn choose(&mut self, _: usize) -> usize {
-        0
-    }
-
-    fn patience_ns(&self) -> u64 {
-        // The administrator takes the time that he needs.
-        u64::MAX
-    }
-}
-
 pub(super) fn run(_: &Args<'_>) -> Result<(), String> {
-    if is_dom0() {
-        return Err("the first domain has neither a xenstore nor a disk: this is a program for a domU".into());
-    }
-    let services = services()?;
-    let console_port = take_console(&services);
-    let id = domain_id().map_err(|error| error.to_string())?;
-    let store = boot_store(&services);
-    let Services { events, grants } = services;
-    let own = domain::Services { platform: Bare, grants, events, store, id };
-    let node = Node::new("domU", own, pages::allocations);
+    let node = outside::node()?;
+    let console_port = take_console(&services()?);
     println!("xenlab: ready");
     let life = Program::new("domU", live(&node, console_port));
     run_programs(core::slice::from_ref(&node), &mut Outside, [life].into()).map_err(|failure| failure.to_string())?;
@@ -72,20 +44,6 @@ pub(super) fn run(_: &Args<'_>) -> Result<(), String> {
         0 => Ok(()),
         count => Err(format!("{count} allocation(s) on the data path")),
     }
-}
-
-/// Returns a view of a page that the domain builder made.
-fn boot_page(mfn: Mfn) -> Shared<'static> {
-    let address = frames::address(mfn) as *mut u8;
-    let Some(address) = core::ptr::NonNull::new(address) else { return Shared::EMPTY };
-    // SAFETY: the builder's pages lie in the boot region, which stays mapped, and whoever uses them does so by atomics.
-    unsafe { Shared::new(address, PAGE_SIZE) }
-}
-
-/// Returns the client of the store that the builder has told of.
-fn boot_store(services: &Services) -> XenStore<Bare, EventChannels<Bare>> {
-    let info = start_info();
-    XenStore::new(Bare, services.events.clone(), boot_page(Mfn(info.store_mfn.0 as u64)), info.store_evtchn)
 }
 
 /// Lets the driver take the console over from the polled output, and returns its port.
@@ -138,8 +96,7 @@ fn put(console: &mut Cons, mut bytes: &[u8], deadline_ns: u64) -> bool {
 }
 
 async fn live(node: &Node<Bare>, console_port: Port) -> Result<(), Failure> {
-    let store = node.store();
-    let asked = store.watch("control/shutdown").context("watch control/shutdown")?;
+    let administrator = Administrator::new(node)?;
     let mut disk = Some(use_disk(node).await?);
     let mut line = Vec::new();
     loop {
@@ -154,13 +111,8 @@ async fn live(node: &Node<Bare>, console_port: Port) -> Result<(), Failure> {
             used.close().await?;
             println!("xenlab: detached xvda");
         }
-        if store.fired(asked) {
-            let reason: Option<String> = store.read_if_there(Tx::NONE, "control/shutdown").context("shutdown")?;
-            if let Some(reason) = reason.filter(|reason| !reason.is_empty()) {
-                store.write_text(Tx::NONE, "control/shutdown", "").context("acknowledge the shutdown")?;
-                println!("xenlab: shutdown ({reason})");
-                return Ok(());
-            }
+        if administrator.wants_the_end()? {
+            return Ok(());
         }
         if node.happened() == seen {
             node.turn().await;

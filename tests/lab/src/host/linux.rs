@@ -1,5 +1,5 @@
 //! `xenlab xen linux`: Linux is dom0, and the guest a domU that `xl` makes, with a disk that Linux's block back end
-//! serves. About a minute.
+//! serves. About a minute. `--suite block` is another room's: [`block`].
 //!
 //! dom0 lives in memory: QEMU loads its tree as an initramfs, to which each run adds the first process, the job, and the
 //! guest's ELF. What dom0 and the guest say goes out by the serial console, and is judged here.
@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
 use crate::host::cpio::Archive;
 use crate::host::qemu::{End, Machine, Run, tail};
 use crate::host::setup::Beds;
-use crate::host::{crash, guest};
+use crate::host::{block, crash, guest};
 
 const INIT: &[u8] = include_bytes!("../../dom0/init");
 const DISK_JOB: &[u8] = include_bytes!("../../dom0/disk-job");
@@ -37,15 +38,27 @@ const STEPS: &[(&str, &str)] = &[
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The disk image that the guest works on; it is read only, what the guest writes is thrown away
-    #[arg(long, value_name = "IMAGE")]
-    disk: PathBuf,
+    /// What is run; "disk" unless it is said
+    #[arg(long, value_enum)]
+    suite: Option<Suite>,
+    /// The disk image that the guest works on in the suite "disk"; it is read only, what the guest writes is thrown away
+    #[arg(long, value_name = "IMAGE", required_unless_present = "suite", required_if_eq("suite", "disk"))]
+    disk: Option<PathBuf>,
     /// Seconds until the run is given up
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 600)]
     timeout: u64,
     /// Shows the lines of Xen and of dom0's start too
     #[arg(long, short)]
     verbose: bool,
+}
+
+/// What can be run on the Linux bed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    /// The guest is a domU on a disk that Linux serves
+    Disk,
+    /// The guest is a driver domain and serves disks to Linux domUs
+    Block,
 }
 
 /// A disk image, and what its SHA-256 must be before and after the guest wrote.
@@ -58,34 +71,34 @@ struct Expected {
 
 /// What dom0 (`xenlab-dom0: KEY VALUE`) and the guest (`guest: xenlab: KEY VALUE`) told.
 #[derive(Debug, Default)]
-struct Report<'a> {
+pub(crate) struct Report<'a> {
     dom0: Vec<(&'a str, &'a str)>,
     guest: Vec<&'a str>,
 }
 
-/// Runs the disk job on real Xen.
+/// Runs a suite on real Xen.
 ///
 /// # Errors
 /// The bed or the image is missing or unfit, or any step went wrong.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut image = open_image(&args.disk)?;
+    match (args.suite.unwrap_or(Suite::Disk), &args.disk) {
+        (Suite::Disk, Some(image)) => run_disk(args, image),
+        (Suite::Disk, None) => bail!("the suite \"disk\" needs an image: --disk IMAGE"),
+        (Suite::Block, None) => block::run(args.timeout, args.verbose),
+        (Suite::Block, Some(_)) => bail!("the suite \"block\" has disks of its own: --disk is for the suite \"disk\""),
+    }
+}
+
+fn run_disk(args: &Args, image: &Path) -> Result<()> {
+    let mut image = open_image(image)?;
     let beds = Beds::find()?;
     let elf = guest::build()?;
     let expected = expect(&mut image)?;
 
-    let mut machine = machine(&beds, elf, DISK_JOB, args.timeout)?;
+    let mut machine = machine(&beds, elf, DISK_JOB, args.timeout, &[])?;
     machine.disk(image);
-
-    let spinner = ProgressBar::new_spinner().with_message("Xen and dom0 boot");
-    spinner.enable_steady_tick(Duration::from_millis(100));
     let started = Instant::now();
-    let run = machine.run(Duration::from_secs(args.timeout), |line| {
-        if args.verbose || line.starts_with("guest: ") || line.starts_with("xenlab-dom0: ") {
-            spinner.set_message("dom0 and the guest run");
-            spinner.suspend(|| println!("{line}"));
-        }
-    })?;
-    spinner.finish_and_clear();
+    let run = watch(machine, args.timeout, args.verbose, &["guest"])?;
     judge(&run, &expected, args.timeout)?;
     for (_, done) in STEPS {
         println!("  ok  {done}");
@@ -94,14 +107,32 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Returns the machine whose dom0 runs `job` with the guest.
+/// Runs a machine and shows what dom0's job and its `domains` say, or every line if `verbose`.
+///
+/// # Errors
+/// QEMU can't be started.
+pub(crate) fn watch(machine: Machine, timeout: u64, verbose: bool, domains: &[&str]) -> Result<Run> {
+    let spinner = ProgressBar::new_spinner().with_message("Xen and dom0 boot");
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    let run = machine.run(Duration::from_secs(timeout), |line| {
+        let who = line.split_once(": ").map_or("", |(who, _)| who);
+        if verbose || who == "xenlab-dom0" || domains.contains(&who) {
+            spinner.set_message("dom0 and its domains run");
+            spinner.suspend(|| println!("{line}"));
+        }
+    })?;
+    spinner.finish_and_clear();
+    Ok(run)
+}
+
+/// Returns the machine whose dom0 runs `job` with the guest, and has these `files` at its root.
 ///
 /// # Errors
 /// The bed is incomplete, or there is no room for dom0's initrd.
-pub(crate) fn machine(beds: &Beds, elf: File, job: &[u8], timeout: u64) -> Result<Machine> {
+pub(crate) fn machine(beds: &Beds, elf: File, job: &[u8], timeout: u64, files: &[(&str, &[u8])]) -> Result<Machine> {
     let mut machine = Machine::new(beds, 2, "dom0_mem=1536M,max:1536M dom0_max_vcpus=1 guest_loglvl=all");
     let kernel = File::open(beds.linux()).context("the bed has no Linux; remove its folder and set up again")?;
-    machine.boot(kernel, "console=hvc0 quiet", Some(initrd(beds, elf, job, timeout)?));
+    machine.boot(kernel, "console=hvc0 quiet", Some(initrd(beds, elf, job, timeout, files)?));
     Ok(machine)
 }
 
@@ -152,7 +183,7 @@ fn hex(hash: Sha256) -> String {
 }
 
 /// Puts dom0's tree and this run's own files together. The file has no name, so that nothing is left of it.
-fn initrd(beds: &Beds, mut elf: File, job: &[u8], timeout: u64) -> Result<File> {
+fn initrd(beds: &Beds, mut elf: File, job: &[u8], timeout: u64, files: &[(&str, &[u8])]) -> Result<File> {
     let mut initrd = tempfile::tempfile().context("no temporary file for dom0's initrd")?;
     let mut tree = File::open(beds.dom0()).context("the bed has no dom0; remove its folder and set up again")?;
     io::copy(&mut tree, &mut initrd).context("no room for dom0's initrd in the temporary folder")?;
@@ -164,6 +195,9 @@ fn initrd(beds: &Beds, mut elf: File, job: &[u8], timeout: u64) -> Result<File> 
     // dom0 gives up before this program does: it can tell more.
     archive.file(b"job.seconds", 0o644, (timeout * 2 / 3).to_string().as_bytes())?;
     archive.file(b"guest.elf", 0o644, &program)?;
+    for (name, content) in files {
+        archive.file(name.as_bytes(), 0o644, content)?;
+    }
     let mut initrd = archive.finish()?;
     initrd.flush()?;
     initrd.rewind()?;
@@ -171,7 +205,7 @@ fn initrd(beds: &Beds, mut elf: File, job: &[u8], timeout: u64) -> Result<File> 
 }
 
 impl<'a> Report<'a> {
-    fn read(lines: &'a [String]) -> Self {
+    pub(crate) fn read(lines: &'a [String]) -> Self {
         let mut report = Self::default();
         for line in lines {
             if let Some(told) = line.strip_prefix("xenlab-dom0: ") {
@@ -183,7 +217,8 @@ impl<'a> Report<'a> {
         report
     }
 
-    fn dom0(&self, key: &str) -> Option<&'a str> {
+    /// Returns what dom0 has told by that word first.
+    pub(crate) fn dom0(&self, key: &str) -> Option<&'a str> {
         self.dom0.iter().find(|(found, _)| *found == key).map(|&(_, value)| value)
     }
 
@@ -213,7 +248,7 @@ impl<'a> Report<'a> {
 }
 
 /// Returns the last lines of dom0 and the guest, or, if dom0 never came up, those of the boot.
-fn said_in_dom0(lines: &[String]) -> String {
+pub(crate) fn said_in_dom0(lines: &[String]) -> String {
     match lines.iter().position(|line| line == "xenlab-dom0: up") {
         None => tail(lines, 20),
         Some(up) => {
@@ -244,7 +279,7 @@ pub(crate) fn judge_job(run: &Run, timeout: u64) -> Result<()> {
     judge_status(&Report::read(&run.lines), &said_in_dom0(&run.lines))
 }
 
-fn judge_end(run: &Run, timeout: u64) -> Result<()> {
+pub(crate) fn judge_end(run: &Run, timeout: u64) -> Result<()> {
     if let Some(report) = crash::report(&run.lines) {
         bail!("crash:\n{report}");
     }
@@ -260,7 +295,7 @@ fn judge_end(run: &Run, timeout: u64) -> Result<()> {
     Ok(())
 }
 
-fn judge_status(report: &Report<'_>, last: &str) -> Result<()> {
+pub(crate) fn judge_status(report: &Report<'_>, last: &str) -> Result<()> {
     ensure!(report.dom0("status") == Some("0"), "the job in dom0 did not end well; last lines:\n{last}");
     Ok(())
 }

@@ -63,7 +63,10 @@ impl Machine {
         command.args(["-m", "4096", "-smp", &cpus.to_string()]);
         command.args(["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4")]);
         command.arg("-kernel").arg(beds.xen());
-        command.args(["-append", &format!("console=com1 com1=115200,8n1 noreboot=1 loglvl=warning {options}")]);
+        command.args([
+            "-append",
+            &format!("console=com1 com1=115200,8n1 noreboot=1 loglvl=warning spec-ctrl=eager-fpu {options}"),
+        ]);
         Self { command, inherited: Vec::new() }
     }
 

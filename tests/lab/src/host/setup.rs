@@ -1,8 +1,9 @@
 //! `xenlab xen setup`: everything that real Xen needs, in the user's cache folder, once for all checkouts.
 //!
 //! Nothing is installed on the host and nothing needs root. apt, with a package database of its own, fetches Debian 12's
-//! packages, and two trees are unpacked from them: QEMU, which is run by its tree's own dynamic loader, and dom0, which
-//! becomes an initramfs. So the host's versions of QEMU and Xen don't matter, nor whether it has any.
+//! packages, and trees are unpacked from them: QEMU, which is run by its tree's own dynamic loader, and dom0, which
+//! becomes an initramfs; a Linux domU's small one is made of a third. So the host's versions of QEMU and Xen don't matter, nor
+//! whether it has any.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -34,6 +35,7 @@ const DOM0_PACKAGES: &[&str] = &[
     "bsdutils",
     "coreutils",
     "dash",
+    "e2fsprogs",
     "findutils",
     "grep",
     "iproute2",
@@ -76,8 +78,25 @@ const DOM0_LEFT_OUT: &[&str] = &[
     "usr/share/perl5",
 ];
 
+/// What a Linux domU's programs come from; no more is kept than the lists below say.
+const DOMU_PACKAGES: &[&str] = &["busybox-static", "e2fsprogs", "fio"];
+
+/// What a Linux domU keeps, with the libraries that these need.
+const DOMU_PROGRAMS: &[&str] = &["usr/bin/busybox", "usr/bin/fio", "usr/sbin/e2fsck", "usr/sbin/mke2fs"];
+
+/// Kernel modules of a Linux domU, below dom0's `kernel/`, in the order in which they can be loaded.
+const DOMU_MODULES: &[&str] = &[
+    "crypto/crc32c_generic.ko",
+    "lib/libcrc32c.ko",
+    "lib/crc16.ko",
+    "fs/mbcache.ko",
+    "fs/jbd2/jbd2.ko",
+    "fs/ext4/ext4.ko",
+    "drivers/block/xen-blkfront.ko",
+];
+
 /// Changes when the same lists above come to mean something else.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// The beds of real Xen: a folder that [`run`] has made.
 #[derive(Debug)]
@@ -107,6 +126,11 @@ impl Beds {
     /// dom0's tree, as an initramfs without `/init`.
     pub(crate) fn dom0(&self) -> PathBuf {
         self.0.join("dom0.cpio")
+    }
+
+    /// A Linux domU's tree, as an initramfs without `/init`.
+    pub(crate) fn domu(&self) -> PathBuf {
+        self.0.join("domu.cpio")
     }
 
     pub(crate) fn qemu(&self) -> PathBuf {
@@ -169,10 +193,12 @@ fn make(work: &Path, done: &Path) -> Result<()> {
     apt.update()?;
     let qemu = apt.resolve(QEMU_PACKAGES)?;
     let dom0 = apt.resolve(DOM0_PACKAGES)?;
-    let all: BTreeSet<&str> = qemu.files.union(&dom0.files).map(String::as_str).collect();
-    step(&format!("fetching {} packages, at most {} MB", all.len(), (qemu.bytes + dom0.bytes) / 1_000_000));
-    let bar = progress(all.len(), "packages");
-    apt.fetch(&[QEMU_PACKAGES, DOM0_PACKAGES].concat(), || bar.inc(1))?;
+    let domu = apt.resolve(DOMU_PACKAGES)?;
+    let names = [QEMU_PACKAGES, DOM0_PACKAGES, DOMU_PACKAGES].concat();
+    let all = apt.resolve(&names)?;
+    step(&format!("fetching {} packages, at most {} MB", all.files.len(), all.bytes / 1_000_000));
+    let bar = progress(all.files.len(), "packages");
+    apt.fetch(&names, || bar.inc(1))?;
     bar.finish_and_clear();
 
     let trees = work.join("trees");
@@ -180,10 +206,13 @@ fn make(work: &Path, done: &Path) -> Result<()> {
     unpack(&apt, &qemu, &trees.join("qemu"))?;
     step("unpacking dom0");
     unpack(&apt, &dom0, &trees.join("dom0"))?;
+    step("unpacking a Linux domU");
+    unpack(&apt, &domu, &trees.join("domu"))?;
 
     fs::create_dir(done)?;
-    step("making dom0's initramfs");
+    step("making dom0's initramfs, and a domU's");
     make_dom0(&trees.join("dom0"), done)?;
+    make_domu(&trees, done)?;
     keep_qemu(&trees, done)
 }
 
@@ -249,6 +278,53 @@ fn make_dom0(tree: &Path, done: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Makes `domu.cpio`: of the tree `domu` what its programs need, of `dom0` the modules, in `/modules` and by their number.
+fn make_domu(trees: &Path, done: &Path) -> Result<()> {
+    const LOADER: &str = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
+    let (tree, kept) = (trees.join("domu"), trees.join("domu-kept"));
+    let mut files = BTreeSet::from([PathBuf::from(LOADER), "etc/mke2fs.conf".into()]);
+    for program in DOMU_PROGRAMS {
+        files.insert(program.into());
+        // The loader tells where it finds each library; of a program without any it says so, and fails.
+        let libraries = tree.join("usr/lib/x86_64-linux-gnu");
+        let mut list = Command::new(tree.join(LOADER));
+        list.arg("--library-path").arg(format!("{0}:{0}/ceph", libraries.display()));
+        list.arg("--list").arg(tree.join(program));
+        die_with_parent(&mut list, Vec::new());
+        let listed = list.output().context("the loader of a domU's tree can't be started")?;
+        let listed = String::from_utf8(listed.stdout).context("the loader's list is no text")?;
+        ensure!(!listed.contains("not found"), "{program} lacks a library:\n{listed}");
+        let paths = listed.lines().filter_map(|line| line.split_once(" => ")?.1.split_whitespace().next());
+        files.extend(paths.filter_map(|path| Some(Path::new(path).strip_prefix(&tree).ok()?.to_owned())));
+    }
+    for file in &files {
+        keep(&tree.join(file), &kept.join(file))?;
+    }
+    let modules = only_entry(&trees.join("dom0/usr/lib/modules"), "")?.join("kernel");
+    for (number, module) in DOMU_MODULES.iter().enumerate() {
+        keep(&modules.join(module), &kept.join(format!("modules/{number}.ko")))?;
+    }
+    for folder in ["bin", "lib", "lib64", "sbin"] {
+        fs::create_dir_all(kept.join("usr").join(folder))?;
+        symlink(Path::new("usr").join(folder), kept.join(folder))?;
+    }
+    relink("../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", &kept.join("usr/lib64/ld-linux-x86-64.so.2"))?;
+    for folder in ["dev", "proc", "sys", "tmp", "mnt"] {
+        fs::create_dir_all(kept.join(folder))?;
+    }
+    let mut archive = Archive::new(BufWriter::new(File::create(done.join("domu.cpio"))?));
+    archive.tree(&kept).context("a domU's tree can't be packed")?;
+    archive.finish()?.flush()?;
+    Ok(())
+}
+
+/// Copies a file and makes the folders above it.
+fn keep(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to.parent().context("a file stands in a folder")?)?;
+    fs::copy(from, to).with_context(|| format!("Debian's packages have no {}", from.display()))?;
+    Ok(())
+}
+
 /// Keeps what QEMU needs of its tree, and the hypervisor, uncompressed as QEMU wants it.
 fn keep_qemu(trees: &Path, done: &Path) -> Result<()> {
     let tree = trees.join("qemu");
@@ -289,7 +365,10 @@ fn cache() -> Result<PathBuf> {
 
 /// The name of what this program would make: another recipe, another folder.
 fn version() -> String {
-    let recipe = format!("{RECIPE} {QEMU_PACKAGES:?} {DOM0_PACKAGES:?} {DOM0_MODULES:?} {DOM0_LEFT_OUT:?}");
+    let recipe = format!(
+        "{RECIPE} {QEMU_PACKAGES:?} {DOM0_PACKAGES:?} {DOM0_MODULES:?} {DOM0_LEFT_OUT:?} {DOMU_PACKAGES:?} \
+         {DOMU_PROGRAMS:?} {DOMU_MODULES:?}"
+    );
     Sha256::digest(recipe).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -1,0 +1,266 @@
+//! A front end that breaks every rule that it can, until the toolstack asks for the end: `hostile [seed=N]`. Its domain's disk is
+//! served by somebody who must stay unharmed, and serve the others meanwhile.
+//!
+//! In each round it connects as an honest front end does, lies in one way, and leaves, often without a word. It writes the protocol by
+//! hand: the drivers of this project would not let it lie.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+
+use hypercall::Platform;
+use hypercall::event::{Channel, EventChannels};
+use hypercall::grant::{GrantTable, SharedPages};
+use suite::node::Node;
+use suite::{Context, Failure};
+use xenbus::device::{Device, Enumerator, Hotplug, State};
+use xenbus::store::{Tx, XenStore};
+
+use core::sync::atomic::Ordering::{Relaxed, Release};
+
+use super::Args;
+use super::outside::{self, Administrator};
+use crate::memory::PAGE_SIZE;
+use crate::{Bare, println};
+
+/// How long the other end may take for a step of the life cycle.
+const PATIENCE_NS: u64 = 20_000_000_000;
+/// How long a lie may have no effect: some are ignored.
+const EFFECT_NS: u64 = 300_000_000;
+
+/// io/ring.h: where the indices and the slots stand in the page.
+const REQ_PROD: usize = 0;
+const RSP_PROD: usize = 8;
+const SLOTS: usize = 64;
+/// io/blkif.h: bytes of a slot, and slots of a ring of one page.
+const SLOT: usize = 112;
+const RING: u32 = 32;
+
+type Store_ = XenStore<Bare, EventChannels<Bare>>;
+
+/// A lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lie {
+    /// Slots full of noise.
+    Noise,
+    /// Requests that look good but for one field each.
+    Fields,
+    /// Requests that go on changing while they are read.
+    Scribble,
+    /// An index that jumps.
+    Jump,
+    /// Nodes that are no numbers, or name what was never offered.
+    Nodes,
+    /// Leaving in the middle of honest requests, their pages mapped.
+    Leave,
+}
+
+const LIES: [Lie; 6] = [Lie::Noise, Lie::Fields, Lie::Scribble, Lie::Jump, Lie::Nodes, Lie::Leave];
+
+/// What the lies have come to.
+#[derive(Debug, Default)]
+struct Outcome {
+    rounds: usize,
+    /// Rounds in which requests were answered.
+    answered: usize,
+    /// Rounds in which the other end closed the device.
+    closed: usize,
+}
+
+pub(super) fn run(args: &Args<'_>) -> Result<(), String> {
+    let mut liar = Liar { node: outside::node()?, random: Random(args.number("seed", 1)?) };
+    let outcome = liar.live().map_err(|failure| failure.to_string())?;
+    let Outcome { rounds, answered, closed } = outcome;
+    println!("xenlab: hostile rounds={rounds} answered={answered} closed={closed}");
+    // Else there was nothing by which anybody could have been harmed.
+    let each = rounds >= LIES.len() && answered > 0 && closed > 0;
+    if each { Ok(()) } else { Err("not every lie was told, or none had an effect".into()) }
+}
+
+/// A linear congruential generator; its upper half is the random one.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 32) as u32
+    }
+
+    /// Returns a number below `end`, not quite evenly.
+    fn below(&mut self, end: u32) -> u32 {
+        self.next() % end
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) {
+        bytes.fill_with(|| self.next() as u8);
+    }
+}
+
+struct Liar {
+    node: Node<Bare>,
+    random: Random,
+}
+
+impl Liar {
+    fn live(&mut self) -> Result<Outcome, Failure> {
+        let node = self.node.clone();
+        let administrator = Administrator::new(&node)?;
+        let path = self.find()?;
+        println!("xenlab: hostile on {path}");
+        let mut outcome = Outcome::default();
+        while !administrator.wants_the_end()? {
+            let lie = LIES[outcome.rounds % LIES.len()];
+            let told = self.round(&path, lie, &mut outcome);
+            told.map_err(|failure| Failure(format!("round {}, {lie:?}: {failure}", outcome.rounds)))?;
+            outcome.rounds += 1;
+            if outcome.rounds == LIES.len() {
+                println!("xenlab: hostile has told each lie once");
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Waits until `look` finds something, or the time is over.
+    fn until<T>(&self, patience_ns: u64, mut look: impl FnMut() -> Result<Option<T>, Failure>) -> Result<T, Failure> {
+        let end = Bare.now_ns() + patience_ns;
+        loop {
+            while self.node.deliver() {}
+            if let Some(found) = look()? {
+                return Ok(found);
+            }
+            if Bare.now_ns() > end {
+                return Err(Failure::new("the other end does nothing"));
+            }
+            self.node.forget_waits();
+            Bare.wait(&self.node.waits(), Bare.now_ns() + 10_000_000);
+        }
+    }
+
+    /// Waits for the domain's disk.
+    fn find(&self) -> Result<String, Failure> {
+        let mut devices = Enumerator::front(self.node.store(), "vbd").context("watch device/vbd")?;
+        self.until(PATIENCE_NS, || {
+            let changes = devices.changes().context("list devices")?;
+            Ok(changes.into_iter().find_map(|change| match change {
+                Hotplug::Added(path) => Some(path),
+                Hotplug::Removed(_) => None,
+            }))
+        })
+    }
+
+    /// Waits until the other end is in a state.
+    fn other_is(&self, device: &Device<Store_>, wanted: State) -> Result<(), Failure> {
+        self.until(PATIENCE_NS, || {
+            let state = device.other_state().context("the other state")?;
+            Ok((state == wanted).then_some(()))
+        })
+        .map_err(|failure| Failure(format!("{wanted}: {failure}")))
+    }
+
+    fn round(&mut self, path: &str, lie: Lie, outcome: &mut Outcome) -> Result<(), Failure> {
+        let own = self.node.own().clone();
+        let mut device = Device::front(self.node.store(), path).context("device")?;
+        device.switch(State::Initialising).context("begin")?;
+        self.other_is(&device, State::InitWait)?;
+        let page = SharedPages::new(&own.grants, device.other_id(), 1).context("ring")?;
+        let data = SharedPages::new(&own.grants, device.other_id(), 1).context("data")?;
+        let channel = Channel::offer(&own.events, device.other_id()).context("port")?;
+        // The index at which the other end is to tell of an answer.
+        page.shared().word(RSP_PROD + 4).store(1, Release);
+        let (mut gref, mut port) = (page.refs()[0].0.to_string(), channel.port().0.to_string());
+        if lie == Lie::Nodes {
+            let nonsense = ["", "no number", "-1", "4294967296", "4294967295", "12345"];
+            let word = nonsense[self.random.below(nonsense.len() as u32) as usize].to_string();
+            *(if self.random.below(2) == 0 { &mut gref } else { &mut port }) = word;
+        }
+        device.write_own(Tx::NONE, "ring-ref", gref).context("tell the ring")?;
+        device.write_own(Tx::NONE, "event-channel", port).context("tell the port")?;
+        device.write_own(Tx::NONE, "protocol", "x86_64-abi").context("tell the protocol")?;
+        device.switch(State::Initialised).context("offer")?;
+        let refused = || State::Closing == device.other_state().unwrap_or(State::Unknown);
+        if lie == Lie::Nodes {
+            self.other_is(&device, State::Closing)?;
+        } else {
+            self.other_is(&device, State::Connected)?;
+            self.tell(lie, &page, &data, &channel);
+        }
+        let answered = || page.shared().word(RSP_PROD).load(Relaxed) != 0;
+        if lie != Lie::Leave {
+            // Some lies lead to nothing: that is no failure.
+            let _ = self.until(EFFECT_NS, || Ok((answered() || refused()).then_some(())));
+        }
+        outcome.answered += usize::from(answered());
+        outcome.closed += usize::from(refused());
+        // Pages and port go while the other end may still use them, or when it has let go of them.
+        let kept = if lie == Lie::Leave || self.random.below(2) == 0 { None } else { Some((page, data, channel)) };
+        device.leave(State::Closed).context("leave")?;
+        self.other_is(&device, State::Closed)?;
+        drop(kept);
+        Ok(())
+    }
+
+    /// Tells one lie in the ring.
+    fn tell(
+        &mut self,
+        lie: Lie,
+        page: &SharedPages<GrantTable<Bare>>,
+        data: &SharedPages<GrantTable<Bare>>,
+        channel: &Channel<EventChannels<Bare>>,
+    ) {
+        let ring = page.shared();
+        let good = data.refs()[0].0;
+        let produced = match lie {
+            Lie::Noise => self.noise(page),
+            Lie::Jump => self.random.next() | 1 << 31,
+            _ => {
+                for slot in 0..RING {
+                    let mut request = request(slot, self.random.below(2) as u8, good);
+                    if lie != Lie::Leave {
+                        self.spoil(&mut request);
+                    }
+                    ring.write(SLOTS + slot as usize * SLOT, &request);
+                }
+                RING
+            }
+        };
+        // The slots before the index that publishes them.
+        ring.word(REQ_PROD).store(produced, Release);
+        channel.notify();
+        if lie == Lie::Scribble {
+            let end = Bare.now_ns() + EFFECT_NS / 10;
+            while Bare.now_ns() < end {
+                self.noise(page);
+                channel.notify();
+            }
+            ring.word(REQ_PROD).store(self.random.below(2 * RING), Release);
+            channel.notify();
+        }
+    }
+
+    /// Fills the slots with noise, and returns a number of requests.
+    fn noise(&mut self, page: &SharedPages<GrantTable<Bare>>) -> u32 {
+        let mut noise = [0; PAGE_SIZE - SLOTS];
+        self.random.fill(&mut noise);
+        page.shared().write(SLOTS, &noise);
+        1 + self.random.below(RING)
+    }
+
+    /// Changes one field of a request, or none.
+    fn spoil(&mut self, request: &mut [u8; SLOT]) {
+        // Operation, number of segments, sector, first segment's reference, its first and last sector.
+        let fields = [0..1, 1..2, 16..24, 24..28, 28..29, 29..30, 0..0];
+        let field = fields[self.random.below(fields.len() as u32) as usize].clone();
+        self.random.fill(&mut request[field]);
+    }
+}
+
+/// Makes a good request: a page of the disk, read or written.
+fn request(number: u32, operation: u8, gref: u32) -> [u8; SLOT] {
+    let mut request = [0; SLOT];
+    request[0] = operation;
+    request[1] = 1;
+    request[8..16].copy_from_slice(&u64::from(number).to_le_bytes());
+    request[16..24].copy_from_slice(&u64::from(number * 8).to_le_bytes());
+    request[24..28].copy_from_slice(&gref.to_le_bytes());
+    request[29] = 7;
+    request
+}

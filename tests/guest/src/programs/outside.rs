@@ -1,0 +1,81 @@
+//! A domain of a Linux dom0: its store and its toolstack are outside, and so is all that moves its programs.
+
+use alloc::string::{String, ToString};
+
+use hypercall::Mfn;
+use hypercall::mem::{PAGE_SIZE, Shared};
+use suite::exec::World;
+use suite::node::Node;
+use suite::{Context, Failure};
+use xenbus::domain;
+use xenbus::store::{Store, Tx, WatchId, XenStore};
+
+use crate::bare::{Services, domain_id, services};
+use crate::boot::{is_dom0, start_info};
+use crate::memory::{frames, pages};
+use crate::{Bare, println};
+
+/// There is nothing in this domain but the programs: what moves them comes from outside.
+pub(super) struct Outside;
+
+impl World for Outside {
+    fn pump(&mut self) -> bool {
+        false
+    }
+
+    fn choose(&mut self, _: usize) -> usize {
+        0
+    }
+
+    fn patience_ns(&self) -> u64 {
+        // The administrator takes the time that he needs.
+        u64::MAX
+    }
+}
+
+/// Makes the node of this domain, with the store that the builder has told of.
+pub(super) fn node() -> Result<Node<Bare>, String> {
+    if is_dom0() {
+        return Err("the first domain has neither a xenstore nor a toolstack: this is a program for a domU".into());
+    }
+    let id = domain_id().map_err(|error| error.to_string())?;
+    let Services { events, grants } = services()?;
+    let info = start_info();
+    let store = XenStore::new(Bare, events.clone(), boot_page(Mfn(info.store_mfn.0 as u64)), info.store_evtchn);
+    let own = domain::Services { platform: Bare, grants, events, store, id };
+    Ok(Node::new("domU", own, pages::allocations))
+}
+
+/// Returns a view of a page that the domain builder made.
+pub(super) fn boot_page(mfn: Mfn) -> Shared<'static> {
+    let address = frames::address(mfn) as *mut u8;
+    let Some(address) = core::ptr::NonNull::new(address) else { return Shared::EMPTY };
+    // SAFETY: the builder's pages lie in the boot region, which stays mapped, and whoever uses them does so by atomics.
+    unsafe { Shared::new(address, PAGE_SIZE) }
+}
+
+/// What the toolstack asks of the whole domain.
+pub(super) struct Administrator<'a> {
+    node: &'a Node<Bare>,
+    asked: WatchId,
+}
+
+impl<'a> Administrator<'a> {
+    pub(super) fn new(node: &'a Node<Bare>) -> Result<Self, Failure> {
+        let asked = node.store().watch("control/shutdown").context("watch control/shutdown")?;
+        Ok(Self { node, asked })
+    }
+
+    /// Tells whether the domain was asked to shut down; if so, that is acknowledged.
+    pub(super) fn wants_the_end(&self) -> Result<bool, Failure> {
+        let store = self.node.store();
+        if !store.fired(self.asked) {
+            return Ok(false);
+        }
+        let reason: Option<String> = store.read_if_there(Tx::NONE, "control/shutdown").context("shutdown")?;
+        let Some(reason) = reason.filter(|reason| !reason.is_empty()) else { return Ok(false) };
+        store.write_text(Tx::NONE, "control/shutdown", "").context("acknowledge the shutdown")?;
+        println!("xenlab: shutdown ({reason})");
+        Ok(true)
+    }
+}

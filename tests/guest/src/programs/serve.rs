@@ -1,0 +1,142 @@
+//! A driver domain: serves a disk in memory to every front end that the toolstack connects with it: `serve [mib=N]`.
+//!
+//! Disks are known by the node `params`, which is the word behind `target=` in a domain's configuration. What is written to a disk
+//! stays there when its device goes, and is there for the next device with that word, of whatever domain. All disks are of one size.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use suite::block::Memory;
+use suite::exec::{Program, run as run_programs};
+use suite::node::{Node, Own};
+use suite::{Context, Failure, ensure};
+use xbd::back::{Back, Change};
+use xenbus::device::{Enumerator, Hotplug};
+use xenbus::store::{Store, Tx};
+
+use super::Args;
+use super::outside::{self, Administrator, Outside};
+use crate::{Bare, println};
+
+pub(super) fn run(args: &Args<'_>) -> Result<(), String> {
+    let size = args.number("mib", 16)?.checked_mul(1 << 20).and_then(|bytes| usize::try_from(bytes).ok());
+    let mut server = Server::new(outside::node()?, size.ok_or("mib: too many")?);
+    let node = server.node.clone();
+    let life = Program::new("server", server.live());
+    run_programs(core::slice::from_ref(&node), &mut Outside, [life].into()).map_err(|failure| failure.to_string())?;
+    match node.allocations() {
+        0 => Ok(()),
+        count => Err(format!("{count} allocation(s) on the data path")),
+    }
+}
+
+struct Server {
+    node: Node<Bare>,
+    /// Bytes of each disk.
+    size: usize,
+    /// Disks that no device has just now, by their names.
+    idle: BTreeMap<String, Memory>,
+    devices: Vec<Device>,
+}
+
+/// A device that has a disk.
+struct Device {
+    disk: String,
+    back: Back<Own<Bare>, Memory>,
+}
+
+impl Server {
+    const fn new(node: Node<Bare>, size: usize) -> Self {
+        Self { node, size, idle: BTreeMap::new(), devices: Vec::new() }
+    }
+
+    async fn live(&mut self) -> Result<(), Failure> {
+        let node = self.node.clone();
+        let administrator = Administrator::new(&node)?;
+        let mut hotplug = Enumerator::back(node.store(), "vbd").context("watch backend/vbd")?;
+        println!("xenlab: ready");
+        loop {
+            let seen = node.happened();
+            for change in hotplug.changes().context("list devices")? {
+                if let Hotplug::Added(path) = change {
+                    self.add(&path)?;
+                }
+            }
+            let more = self.serve()?;
+            if administrator.wants_the_end()? {
+                let left = self.devices.len();
+                return ensure(left == 0, format_args!("{left} device(s) are still there"));
+            }
+            if more {
+                node.pause().await;
+            } else if node.happened() == seen {
+                node.turn().await;
+            }
+        }
+    }
+
+    /// Gives a new device its disk.
+    fn add(&mut self, path: &str) -> Result<(), Failure> {
+        let store = self.node.store();
+        // Looked at anew: the device may be served already, or gone again.
+        let named: Option<String> = store.read_if_there(Tx::NONE, &format!("{path}/params")).context("params")?;
+        let Some(name) = named.filter(|_| !self.devices.iter().any(|device| device.back.device().path() == path))
+        else {
+            return Ok(());
+        };
+        if self.devices.iter().any(|device| device.disk == name) {
+            println!("xenlab: {path}: the disk {name} has a device already");
+            return Ok(());
+        }
+        let disk = match self.idle.remove(&name) {
+            Some(disk) => disk,
+            None => match zeroes(self.size) {
+                Some(bytes) => Memory::new(bytes),
+                None => {
+                    println!("xenlab: {path}: no memory for the disk {name}");
+                    return Ok(());
+                }
+            },
+        };
+        let back = Back::new(self.node.own(), path, disk).context(path)?;
+        println!("xenlab: {path}: disk {name}, {} bytes", self.size);
+        self.devices.push(Device { disk: name, back });
+        Ok(())
+    }
+
+    /// Serves what there is to serve. Returns whether there is more to do at once.
+    fn serve(&mut self) -> Result<bool, Failure> {
+        let node = &self.node;
+        let mut more = false;
+        let mut over = Vec::new();
+        for (index, Device { back, .. }) in self.devices.iter_mut().enumerate() {
+            if node.take(back.port()) || back.store_busy() {
+                // A front end that breaks the rules loses its device, no more; the back end itself has told what was wrong.
+                more |= node.metered(|| back.poll()).unwrap_or(false);
+            }
+            if (back.device().changed() || back.closing()) && matches!(back.step(), Ok(Change::Removed)) {
+                over.push(index);
+            }
+            more |= back.store_busy();
+        }
+        for index in over.into_iter().rev() {
+            let Device { disk, back } = self.devices.swap_remove(index);
+            let path = String::from(back.device().path());
+            self.idle.insert(disk, back.into_store());
+            println!("xenlab: {path}: gone");
+            // Whoever makes the same device again at once is not told of as new: the list of devices is the same as before.
+            self.add(&path)?;
+        }
+        Ok(more)
+    }
+}
+
+/// Returns so many bytes, if there is memory for them.
+fn zeroes(len: usize) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len).ok()?;
+    bytes.resize(len, 0);
+    Some(bytes)
+}
