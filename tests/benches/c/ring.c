@@ -20,41 +20,44 @@
 #define PAGE 4096
 #define BROKEN UINT64_MAX
 
-static inline void blk_fill(blkif_request_t *request, uint64_t id, uint32_t segments)
-{
-	request->operation = BLKIF_OP_READ;
-	request->nr_segments = segments;
-	request->handle = 0;
-	request->id = id;
-	request->sector_number = id << 3;
-	for (uint32_t index = 0; index < segments; index++) {
-		request->seg[index].gref = id + index;
-		request->seg[index].first_sect = 0;
-		request->seg[index].last_sect = 7;
-	}
+#define BLK(kind, segments) \
+static inline void kind##_fill(blkif_request_t *request, uint64_t id) \
+{ \
+	request->operation = BLKIF_OP_READ; \
+	request->nr_segments = segments; \
+	request->handle = 0; \
+	request->id = id; \
+	request->sector_number = id << 3; \
+	for (uint32_t index = 0; index < segments; index++) { \
+		request->seg[index].gref = id + index; \
+		request->seg[index].first_sect = 0; \
+		request->seg[index].last_sect = 7; \
+	} \
+} \
+\
+static inline uint64_t kind##_serve(const blkif_request_t *request, blkif_response_t *response) \
+{ \
+	uint64_t sum = request->sector_number; \
+	if (request->nr_segments != segments) \
+		return BROKEN; \
+	for (uint32_t index = 0; index < segments; index++) \
+		sum += request->seg[index].gref + request->seg[index].last_sect; \
+	response->id = request->id; \
+	response->operation = request->operation; \
+	response->status = BLKIF_RSP_OKAY; \
+	return sum; \
+} \
+\
+static inline uint64_t kind##_take(const blkif_response_t *response) \
+{ \
+	return response->id + response->status; \
 }
 
-static inline uint64_t blk_serve(const blkif_request_t *request, blkif_response_t *response)
-{
-	uint64_t sum = request->sector_number;
-	if (request->nr_segments > BLKIF_MAX_SEGMENTS_PER_REQUEST)
-		return BROKEN;
-	for (uint32_t index = 0; index < request->nr_segments; index++)
-		sum += request->seg[index].gref + request->seg[index].last_sect;
-	response->id = request->id;
-	response->operation = request->operation;
-	response->status = BLKIF_RSP_OKAY;
-	return sum;
-}
+BLK(blk1, 1)
+BLK(blk11, 11)
 
-static inline uint64_t blk_take(const blkif_response_t *response)
+static inline void net_tx_fill(netif_tx_request_t *request, uint64_t id)
 {
-	return response->id + response->status;
-}
-
-static inline void net_tx_fill(netif_tx_request_t *request, uint64_t id, uint32_t segments)
-{
-	(void)segments;
 	request->gref = id;
 	request->offset = 0;
 	request->flags = 0;
@@ -74,9 +77,8 @@ static inline uint64_t net_tx_take(const netif_tx_response_t *response)
 	return response->id + response->status;
 }
 
-static inline void net_rx_fill(netif_rx_request_t *request, uint64_t id, uint32_t segments)
+static inline void net_rx_fill(netif_rx_request_t *request, uint64_t id)
 {
-	(void)segments;
 	request->id = id;
 	request->gref = id;
 }
@@ -106,22 +108,22 @@ struct kind##_state { \
 	ring##_back_ring_t back __attribute__((aligned(128))); \
 	uint64_t notified_front; \
 }; \
- \
+\
 static __attribute__((noinline)) void \
-kind##_submit(struct kind##_state *state, uint64_t first, uint32_t batch, uint32_t segments) \
+kind##_submit(struct kind##_state *state, uint64_t first, uint32_t batch) \
 { \
 	int notify; \
 	for (uint32_t count = 0; count < batch; count++) { \
 		if (RING_FULL(&state->front)) \
 			break; \
 		ring##_request_t *to = RING_GET_REQUEST(&state->front, state->front.req_prod_pvt); \
-		kind##_fill(to, first + count, segments); \
+		kind##_fill(to, first + count); \
 		state->front.req_prod_pvt++; \
 	} \
 	RING_PUSH_REQUESTS_AND_CHECK_NOTIFY(&state->front, notify); \
 	state->notified_back += notify; \
 } \
- \
+\
 static __attribute__((noinline)) uint64_t kind##_poll_back(struct kind##_state *state) \
 { \
 	uint64_t sum = 0; \
@@ -145,7 +147,7 @@ static __attribute__((noinline)) uint64_t kind##_poll_back(struct kind##_state *
 	} while (more); \
 	return sum; \
 } \
- \
+\
 static __attribute__((noinline)) uint64_t kind##_poll_front(struct kind##_state *state) \
 { \
 	uint64_t sum = 0; \
@@ -165,12 +167,12 @@ static __attribute__((noinline)) uint64_t kind##_poll_front(struct kind##_state 
 	} while (more); \
 	return sum; \
 } \
- \
+\
 uint64_t kind##_state_size(void) \
 { \
 	return sizeof(struct kind##_state); \
 } \
- \
+\
 void kind##_open(void *page, void *state_memory) \
 { \
 	struct kind##_state *state = state_memory; \
@@ -179,13 +181,13 @@ void kind##_open(void *page, void *state_memory) \
 	XEN_FRONT_RING_INIT(&state->front, shared, PAGE); \
 	BACK_RING_INIT(&state->back, shared, PAGE); \
 } \
- \
-uint64_t kind##_run(void *state_memory, uint64_t rounds, uint32_t batch, uint32_t segments) \
+\
+uint64_t kind##_run(void *state_memory, uint64_t rounds, uint32_t batch) \
 { \
 	struct kind##_state *state = state_memory; \
 	uint64_t sum = 0; \
 	for (uint64_t round = 0; round < rounds; round++) { \
-		kind##_submit(state, round * batch, batch, segments); \
+		kind##_submit(state, round * batch, batch); \
 		sum += kind##_poll_back(state); \
 		sum += kind##_poll_front(state); \
 	} \
@@ -194,13 +196,13 @@ uint64_t kind##_run(void *state_memory, uint64_t rounds, uint32_t batch, uint32_
 
 /* The two ends in threads: each arms its event once whenever it finds nothing, and then looks until there is something. */
 #define LOCKSTEP(kind) \
-uint64_t kind##_front(void *state_memory, uint64_t rounds, uint32_t batch, uint32_t segments) \
+uint64_t kind##_front(void *state_memory, uint64_t rounds, uint32_t batch) \
 { \
 	struct kind##_state *state = state_memory; \
 	uint64_t sum = 0; \
 	for (uint64_t round = 0; round < rounds; round++) { \
 		RING_IDX end = state->front.req_prod_pvt + batch; \
-		kind##_submit(state, round * batch, batch, segments); \
+		kind##_submit(state, round * batch, batch); \
 		while (state->front.rsp_cons != end) { \
 			while (!RING_HAS_UNCONSUMED_RESPONSES(&state->front)) \
 				__asm__ volatile("pause" ::: "memory"); \
@@ -209,13 +211,12 @@ uint64_t kind##_front(void *state_memory, uint64_t rounds, uint32_t batch, uint3
 	} \
 	return sum; \
 } \
- \
-uint64_t kind##_back(void *state_memory, uint64_t rounds, uint32_t batch, uint32_t segments) \
+\
+uint64_t kind##_back(void *state_memory, uint64_t rounds, uint32_t batch) \
 { \
 	struct kind##_state *state = state_memory; \
 	uint64_t sum = 0; \
 	RING_IDX end = state->back.req_cons + rounds * batch; \
-	(void)segments; \
 	while (state->back.req_cons != end) { \
 		while (!RING_HAS_UNCONSUMED_REQUESTS(&state->back)) \
 			__asm__ volatile("pause" ::: "memory"); \
@@ -224,9 +225,11 @@ uint64_t kind##_back(void *state_memory, uint64_t rounds, uint32_t batch, uint32
 	return sum; \
 }
 
-WORK(blk, blkif)
+WORK(blk1, blkif)
+WORK(blk11, blkif)
 WORK(net_tx, netif_tx)
 WORK(net_rx, netif_rx)
-LOCKSTEP(blk)
+LOCKSTEP(blk1)
+LOCKSTEP(blk11)
 LOCKSTEP(net_tx)
 LOCKSTEP(net_rx)

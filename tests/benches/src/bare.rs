@@ -16,26 +16,27 @@ macro_rules! export {
         }
 
         #[unsafe(no_mangle)]
-        unsafe extern "C" fn $run(state: *mut u8, rounds: u64, batch: u32, segments: u32) -> u64 {
+        unsafe extern "C" fn $run(state: *mut u8, rounds: u64, batch: u32) -> u64 {
             // SAFETY: as above.
-            unsafe { (ours::<$kind>().run)(state, rounds, batch, segments) }
+            unsafe { (ours::<$kind>().run)(state, rounds, batch) }
         }
 
         #[unsafe(no_mangle)]
-        unsafe extern "C" fn $front(state: *mut u8, rounds: u64, batch: u32, segments: u32) -> u64 {
+        unsafe extern "C" fn $front(state: *mut u8, rounds: u64, batch: u32) -> u64 {
             // SAFETY: as above.
-            unsafe { (ours::<$kind>().front)(state, rounds, batch, segments) }
+            unsafe { (ours::<$kind>().front)(state, rounds, batch) }
         }
 
         #[unsafe(no_mangle)]
-        unsafe extern "C" fn $back(state: *mut u8, rounds: u64, batch: u32, segments: u32) -> u64 {
+        unsafe extern "C" fn $back(state: *mut u8, rounds: u64, batch: u32) -> u64 {
             // SAFETY: as above.
-            unsafe { (ours::<$kind>().back)(state, rounds, batch, segments) }
+            unsafe { (ours::<$kind>().back)(state, rounds, batch) }
         }
     };
 }
 
-export!(Blk, blk_state_size, blk_open, blk_run, blk_front, blk_back);
+export!(Blk<1>, blk1_state_size, blk1_open, blk1_run, blk1_front, blk1_back);
+export!(Blk<11>, blk11_state_size, blk11_open, blk11_run, blk11_front, blk11_back);
 export!(NetTx, net_tx_state_size, net_tx_open, net_tx_run, net_tx_front, net_tx_back);
 export!(NetRx, net_rx_state_size, net_rx_open, net_rx_run, net_rx_front, net_rx_back);
 

@@ -2,13 +2,14 @@
 //! it returns; whatever is changed here is changed there.
 
 use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
 
 use hypercall::GrantRef;
 use hypercall::mem::{PAGE_SIZE, Shared};
 use xen_sys::Wire;
 use xen_sys::io::blkif::{BLKIF_RSP_OKAY, BlkifOp, BlkifRequest, BlkifRequestSegment, BlkifResponse};
 use xen_sys::io::netif::{NETIF_RSP_OKAY, NetifRxRequest, NetifRxResponse, NetifTxRequest, NetifTxResponse};
-use xenbus::ring::{BackRing, Backing, FrontRing, Notify, RingPages};
+use xenbus::ring::{BackRing, Backing, Field, FrontRing, Notify, RingMemory, RingPages};
 
 /// What a workload returns that has met a broken ring or a broken request.
 pub const BROKEN: u64 = u64::MAX;
@@ -16,35 +17,35 @@ pub const BROKEN: u64 = u64::MAX;
 /// What a request is made of and what comes of it: as little as both ends can do that have looked at all of it.
 pub trait Kind {
     /// The slot's first use.
-    type Request: Wire;
+    type Request: Wire + Default;
     /// The slot's second use.
     type Response: Wire;
     /// Makes a request.
-    fn fill(id: u64, segments: u32) -> Self::Request;
+    fn fill(id: u64) -> Self::Request;
     /// Looks at all of a request, and makes the response.
     fn serve(request: &Self::Request) -> (u64, Self::Response);
     /// Looks at all of a response.
     fn take(response: &Self::Response) -> u64;
 }
 
-/// Block requests.
+/// Block requests of so many segments.
 #[derive(Debug)]
-pub struct Blk;
+pub struct Blk<const SEGMENTS: usize>;
 
-impl Kind for Blk {
+impl<const SEGMENTS: usize> Kind for Blk<SEGMENTS> {
     type Request = BlkifRequest;
     type Response = BlkifResponse;
 
     #[inline]
-    fn fill(id: u64, segments: u32) -> BlkifRequest {
+    fn fill(id: u64) -> BlkifRequest {
         let mut request = BlkifRequest {
             operation: BlkifOp::READ,
-            nr_segments: segments as u8,
+            nr_segments: SEGMENTS as u8,
             id,
             sector_number: id << 3,
             ..BlkifRequest::default()
         };
-        for (index, segment) in request.seg.iter_mut().take(segments as usize).enumerate() {
+        for (index, segment) in request.seg.iter_mut().take(SEGMENTS).enumerate() {
             let gref = GrantRef((id as u32).wrapping_add(index as u32));
             *segment = BlkifRequestSegment { gref, first_sect: 0, last_sect: 7, ..BlkifRequestSegment::default() };
         }
@@ -54,10 +55,10 @@ impl Kind for Blk {
     #[inline]
     fn serve(request: &BlkifRequest) -> (u64, BlkifResponse) {
         let mut sum = request.sector_number;
-        let Some(segments) = request.seg.get(..usize::from(request.nr_segments)) else {
+        if usize::from(request.nr_segments) != SEGMENTS {
             return (BROKEN, BlkifResponse::default());
-        };
-        for segment in segments {
+        }
+        for segment in &request.seg[..SEGMENTS] {
             sum = sum.wrapping_add(u64::from(segment.gref.0.wrapping_add(u32::from(segment.last_sect))));
         }
         let (id, operation) = (request.id, request.operation);
@@ -79,7 +80,7 @@ impl Kind for NetTx {
     type Response = NetifTxResponse;
 
     #[inline]
-    fn fill(id: u64, _: u32) -> NetifTxRequest {
+    fn fill(id: u64) -> NetifTxRequest {
         NetifTxRequest { gref: GrantRef(id as u32), offset: 0, flags: 0, id: id as u16, size: 1514 }
     }
 
@@ -104,7 +105,7 @@ impl Kind for NetRx {
     type Response = NetifRxResponse;
 
     #[inline]
-    fn fill(id: u64, _: u32) -> NetifRxRequest {
+    fn fill(id: u64) -> NetifRxRequest {
         NetifRxRequest { id: id as u16, pad: 0, gref: GrantRef(id as u32) }
     }
 
@@ -143,6 +144,7 @@ struct Front<K: Kind> {
 #[repr(align(128))]
 struct Back<K: Kind> {
     ring: BackRing<Pages<K>>,
+    request: K::Request,
     notified_front: u64,
 }
 
@@ -154,9 +156,9 @@ struct State<K: Kind> {
 }
 
 #[inline(never)]
-fn submit<K: Kind>(front: &mut Front<K>, first: u64, batch: u32, segments: u32) {
+fn submit<K: Kind>(front: &mut Front<K>, first: u64, batch: u32) {
     for count in 0..batch {
-        if !front.ring.push(&K::fill(first.wrapping_add(u64::from(count)), segments)) {
+        if !front.ring.push(&K::fill(first.wrapping_add(u64::from(count)))) {
             break;
         }
     }
@@ -164,28 +166,27 @@ fn submit<K: Kind>(front: &mut Front<K>, first: u64, batch: u32, segments: u32) 
 }
 
 #[inline(never)]
-fn poll_back<K: Kind>(back: &mut Back<K>) -> (u64, u64) {
-    let (mut sum, mut taken) = (0u64, 0);
+fn poll_back<K: Kind>(back: &mut Back<K>) -> u64 {
+    let mut sum = 0u64;
     loop {
         loop {
-            match back.ring.pop() {
-                Ok(Some(request)) => {
-                    let (part, response) = K::serve(&request);
+            match back.ring.pop_into(&mut back.request) {
+                Ok(true) => {
+                    let (part, response) = K::serve(&back.request);
                     sum = sum.wrapping_add(part);
-                    taken += 1;
                     if !back.ring.respond(&response) {
-                        return (BROKEN, taken);
+                        return BROKEN;
                     }
                 }
-                Ok(None) => break,
-                Err(_) => return (BROKEN, taken),
+                Ok(false) => break,
+                Err(_) => return BROKEN,
             }
         }
         back.notified_front += u64::from(back.ring.publish() == Notify::Yes);
         match back.ring.arm() {
             Ok(true) => {}
-            Ok(false) => return (sum, taken),
-            Err(_) => return (BROKEN, taken),
+            Ok(false) => return sum,
+            Err(_) => return BROKEN,
         }
     }
 }
@@ -222,8 +223,10 @@ extern "C" fn state_size<K: Kind>() -> u64 {
 /// Both are as large as they have to be, aligned to 128 bytes and to a page, and nobody else's as long as the state is used.
 unsafe extern "C" fn open<K: Kind>(page: *mut u8, state: *mut u8) {
     let Some(page) = NonNull::new(page) else { return };
-    let front = Front { ring: FrontRing::new(RingPages::new(Page(page))), notified_back: 0 };
-    let back = Back { ring: BackRing::attach(RingPages::new(Page(page))), notified_front: 0 };
+    let ring = FrontRing::new(RingPages::new(Page(page)));
+    let front = Front { ring, notified_back: 0 };
+    let ring = BackRing::attach(RingPages::new(Page(page)));
+    let back = Back { ring, request: K::Request::default(), notified_front: 0 };
     // SAFETY: as the caller promises.
     unsafe { state.cast::<State<K>>().write(State { front, back }) };
 }
@@ -232,13 +235,13 @@ unsafe extern "C" fn open<K: Kind>(page: *mut u8, state: *mut u8) {
 ///
 /// # Safety
 /// `open` has made the state.
-unsafe extern "C" fn run<K: Kind>(state: *mut u8, rounds: u64, batch: u32, segments: u32) -> u64 {
+unsafe extern "C" fn run<K: Kind>(state: *mut u8, rounds: u64, batch: u32) -> u64 {
     // SAFETY: as the caller promises.
     let state = unsafe { &mut *state.cast::<State<K>>() };
     let mut sum = 0u64;
     for round in 0..rounds {
-        submit(&mut state.front, round.wrapping_mul(u64::from(batch)), batch, segments);
-        sum = sum.wrapping_add(poll_back(&mut state.back).0);
+        submit(&mut state.front, round.wrapping_mul(u64::from(batch)), batch);
+        sum = sum.wrapping_add(poll_back(&mut state.back));
         sum = sum.wrapping_add(poll_front(&mut state.front));
     }
     sum.wrapping_add(state.back.notified_front).wrapping_add(state.front.notified_back)
@@ -249,12 +252,12 @@ unsafe extern "C" fn run<K: Kind>(state: *mut u8, rounds: u64, batch: u32, segme
 ///
 /// # Safety
 /// `open` has made the state, and nobody else uses this half of it.
-unsafe extern "C" fn run_front<K: Kind>(state: *mut u8, rounds: u64, batch: u32, segments: u32) -> u64 {
+unsafe extern "C" fn run_front<K: Kind>(state: *mut u8, rounds: u64, batch: u32) -> u64 {
     // SAFETY: as the caller promises. The other thread has no reference to this half.
     let front = unsafe { &mut (*state.cast::<State<K>>()).front };
     let mut sum = 0u64;
     for round in 0..rounds {
-        submit(front, round.wrapping_mul(u64::from(batch)), batch, segments);
+        submit(front, round.wrapping_mul(u64::from(batch)), batch);
         while front.ring.free() < front.ring.size() {
             match front.ring.arm() {
                 Ok(true) => sum = sum.wrapping_add(poll_front(front)),
@@ -270,19 +273,15 @@ unsafe extern "C" fn run_front<K: Kind>(state: *mut u8, rounds: u64, batch: u32,
 ///
 /// # Safety
 /// As for that, with the other half.
-unsafe extern "C" fn run_back<K: Kind>(state: *mut u8, rounds: u64, batch: u32, segments: u32) -> u64 {
+unsafe extern "C" fn run_back<K: Kind>(state: *mut u8, rounds: u64, batch: u32) -> u64 {
     // SAFETY: as the caller promises. The other thread has no reference to this half.
     let back = unsafe { &mut (*state.cast::<State<K>>()).back };
     let mut sum = 0u64;
-    let mut left = rounds.wrapping_mul(u64::from(batch));
-    let _ = segments;
-    while left > 0 {
+    let answered = |back: &Back<K>| back.ring.memory().load(Field::RspProd, Ordering::Relaxed);
+    let end = answered(back).wrapping_add((rounds as u32).wrapping_mul(batch));
+    while answered(back) != end {
         match back.ring.arm() {
-            Ok(true) => {
-                let (part, taken) = poll_back(back);
-                sum = sum.wrapping_add(part);
-                left = left.saturating_sub(taken);
-            }
+            Ok(true) => sum = sum.wrapping_add(poll_back(back)),
             Ok(false) => core::hint::spin_loop(),
             Err(_) => return BROKEN,
         }
@@ -297,12 +296,12 @@ pub struct Work {
     pub state_size: extern "C" fn() -> u64,
     /// Takes a page and the state, and opens a ring.
     pub open: unsafe extern "C" fn(*mut u8, *mut u8),
-    /// Takes the state, rounds, requests a round and segments a request, and returns a sum of all that was seen.
-    pub run: unsafe extern "C" fn(*mut u8, u64, u32, u32) -> u64,
+    /// Takes the state, rounds and requests a round, and returns a sum of all that was seen.
+    pub run: unsafe extern "C" fn(*mut u8, u64, u32) -> u64,
     /// The front end alone, if there is such.
-    pub front: unsafe extern "C" fn(*mut u8, u64, u32, u32) -> u64,
+    pub front: unsafe extern "C" fn(*mut u8, u64, u32) -> u64,
     /// The back end alone.
-    pub back: unsafe extern "C" fn(*mut u8, u64, u32, u32) -> u64,
+    pub back: unsafe extern "C" fn(*mut u8, u64, u32) -> u64,
 }
 
 /// Returns our own functions, as this program has them.

@@ -3,7 +3,7 @@
 use core::fmt;
 use core::mem::{MaybeUninit, offset_of};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use hypercall::grant::{Access, Grants, MapError, MapRequest, SharedPages, Window};
 use hypercall::mem::{OutOfMemory, PAGE_SIZE, Shared};
@@ -98,8 +98,15 @@ pub trait RingMemory {
     fn load(&self, field: Field, order: Ordering) -> Self::Index;
     /// Writes an index word.
     fn store(&self, field: Field, value: Self::Index, order: Ordering);
+    /// Writes an index word, after all that was written before (release), and before what is read next: a full barrier between
+    /// the two. What is read next is a [`load`](Self::load) with [`Ordering::SeqCst`].
+    fn announce(&self, field: Field, value: Self::Index);
     /// Copies the request in a slot. `slot` < `slots()`.
     fn read_request(&self, slot: usize) -> Self::Request;
+    /// Copies what is in use of the request in a slot, and may leave the rest of `to` as it was. `slot` < `slots()`.
+    fn read_request_into(&self, slot: usize, to: &mut Self::Request) {
+        *to = self.read_request(slot);
+    }
     /// Copies a request into a slot. `slot` < `slots()`.
     fn write_request(&self, slot: usize, request: &Self::Request);
     /// Copies the response in a slot. `slot` < `slots()`.
@@ -173,7 +180,7 @@ unsafe impl<P: Platform> Backing for MappedPages<P> {
 pub struct RingPages<B: Backing, Q, S> {
     backing: B,
     base: NonNull<u8>,
-    slots: u32,
+    mask: u32,
     of: core::marker::PhantomData<(Q, S)>,
 }
 
@@ -184,6 +191,13 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
     /// Bytes of a slot: the larger of request and response.
     const SLOT: usize = if size_of::<Q>() > size_of::<S>() { size_of::<Q>() } else { size_of::<S>() };
 
+    /// Bytes that a slot is copied by: a register, where all in a slot is made of them. One size for all: Miri can't follow a place
+    /// that is accessed in two.
+    const WORD: usize = {
+        let sizes = size_of::<Q>() | Q::HEAD | size_of::<S>() | S::HEAD;
+        if sizes.is_multiple_of(size_of::<usize>()) { size_of::<usize>() } else { size_of::<u32>() }
+    };
+
     /// Puts a ring into `backing`; as many slots as it holds, rounded down to a power of two. Changes nothing in it.
     ///
     /// # Panics
@@ -192,9 +206,9 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
         let view = backing.view();
         assert!(view.is_writable() && view.as_ptr().addr().get().is_multiple_of(PAGE_SIZE), "a ring in {view:?}");
         let fit = view.len().saturating_sub(RING_HEADER_SIZE) / Self::SLOT;
-        let slots = 1u32 << fit.ilog2();
+        let mask = (1u32 << fit.ilog2()) - 1;
         let base = view.as_ptr();
-        Self { backing, base, slots, of: core::marker::PhantomData }
+        Self { backing, base, mask, of: core::marker::PhantomData }
     }
 
     /// Returns the memory that the ring stands in.
@@ -211,36 +225,97 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
     #[inline]
     fn slot(&self, slot: usize) -> *mut u8 {
         // A power of two: an index beyond is taken for one within.
-        let slot = slot & (self.slots as usize - 1);
+        let slot = slot & self.mask as usize;
         // SAFETY: `new` made as many slots as the memory holds.
         unsafe { self.base.as_ptr().add(RING_HEADER_SIZE + slot * Self::SLOT) }
     }
 
-    /// Copies a `T` out of a slot, each word read once.
+    /// Copies what is in use of a `T` out of a slot and leaves the rest. Each word is loaded once at most: how many there are is told
+    /// by the copy.
     #[inline]
-    fn read<T: Wire>(&self, slot: usize) -> T {
-        let from = self.slot(slot).cast::<u32>();
-        let mut to = MaybeUninit::<T>::uninit();
-        for index in 0..size_of::<T>() / 4 {
-            // SAFETY: a slot is at least as large as `T` and aligned to four bytes, like every slot size of `Wire` types.
-            let word = unsafe { AtomicU32::from_ptr(from.add(index)) }.load(Ordering::Relaxed);
-            // SAFETY: inside `to`, whose alignment may be less than four.
-            unsafe { to.as_mut_ptr().cast::<u32>().add(index).write_unaligned(word) };
-        }
-        // SAFETY: all bytes were written, and `Wire` accepts every pattern of them.
-        unsafe { to.assume_init() }
+    fn read_into<T: Wire>(&self, slot: usize, to: &mut T) {
+        let from = self.slot(slot);
+        let into = core::ptr::from_mut(to).cast::<u8>();
+        // SAFETY: a slot is at least as large as `T`.
+        let copy = |at| unsafe { Self::load(from, into, at) };
+        (0..T::HEAD / Self::WORD).for_each(copy);
+        words(T::HEAD / Self::WORD, size_of::<T>() / Self::WORD, to.tail() * (8 / Self::WORD), copy);
     }
 
-    /// Copies a `T` into a slot.
+    /// Copies what is in use of a `T` out of a slot; the rest is zero.
+    #[inline]
+    fn read<T: Wire>(&self, slot: usize) -> T {
+        // SAFETY: `Wire` accepts every pattern of bytes, so zeroes too.
+        let mut to: T = unsafe { MaybeUninit::zeroed().assume_init() };
+        self.read_into(slot, &mut to);
+        to
+    }
+
+    /// Copies what is in use of a `T` into a slot.
     #[inline]
     fn write<T: Wire>(&self, slot: usize, value: &T) {
-        let to = self.slot(slot).cast::<u32>();
-        let from = core::ptr::from_ref(value).cast::<u32>();
-        for index in 0..size_of::<T>() / 4 {
-            // SAFETY: inside `value`, which has no padding as `Wire` says.
-            let word = unsafe { from.add(index).read_unaligned() };
-            // SAFETY: a slot is at least as large as `T` and aligned to four bytes.
-            unsafe { AtomicU32::from_ptr(to.add(index)) }.store(word, Ordering::Relaxed);
+        let to = self.slot(slot);
+        let from = core::ptr::from_ref(value).cast::<u8>();
+        // SAFETY: a slot is at least as large as `T`.
+        let copy = |at| unsafe { Self::save(to, from, at) };
+        (0..T::HEAD / Self::WORD).for_each(copy);
+        words(T::HEAD / Self::WORD, size_of::<T>() / Self::WORD, value.tail() * (8 / Self::WORD), copy);
+    }
+
+    /// Copies one word out of a slot.
+    ///
+    /// # Safety
+    /// There is such a word, in the slot and at `to`.
+    #[inline]
+    unsafe fn load(slot: *mut u8, to: *mut u8, word: usize) {
+        let at = word * Self::WORD;
+        // SAFETY: as the caller promises; slots are aligned to words, and what is private may be less than that.
+        unsafe {
+            if Self::WORD == size_of::<u64>() {
+                let word = AtomicU64::from_ptr(slot.add(at).cast()).load(Ordering::Relaxed);
+                to.add(at).cast::<u64>().write_unaligned(word);
+            } else {
+                let word = AtomicU32::from_ptr(slot.add(at).cast()).load(Ordering::Relaxed);
+                to.add(at).cast::<u32>().write_unaligned(word);
+            }
+        }
+    }
+
+    /// Copies one word into a slot.
+    ///
+    /// # Safety
+    /// There is such a word, in the slot and at `from`.
+    #[inline]
+    unsafe fn save(slot: *mut u8, from: *const u8, word: usize) {
+        let at = word * Self::WORD;
+        // SAFETY: as for `load`.
+        unsafe {
+            if Self::WORD == size_of::<u64>() {
+                let word = from.add(at).cast::<u64>().read_unaligned();
+                AtomicU64::from_ptr(slot.add(at).cast()).store(word, Ordering::Relaxed);
+            } else {
+                let word = from.add(at).cast::<u32>().read_unaligned();
+                AtomicU32::from_ptr(slot.add(at).cast()).store(word, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Copies up to `count` words from `start`, none from `end` on. A loop of which the compiler knows no end would cost more than the
+/// copy itself: so one is copied at once, and more by the bits of their number.
+#[inline]
+fn words(start: usize, end: usize, count: usize, copy: impl Fn(usize)) {
+    if start == end {
+        return;
+    }
+    if count == 1 {
+        return copy(start);
+    }
+    let (mut at, count) = (start, count.min(end - start));
+    for run in [16, 8, 4, 2, 1] {
+        if count & run != 0 {
+            (at..at + run).for_each(&copy);
+            at += run;
         }
     }
 }
@@ -252,7 +327,7 @@ impl<B: Backing, Q: Wire, S: Wire> RingMemory for RingPages<B, Q, S> {
 
     #[inline]
     fn slots(&self) -> u32 {
-        self.slots
+        self.mask + 1
     }
 
     #[inline]
@@ -266,8 +341,18 @@ impl<B: Backing, Q: Wire, S: Wire> RingMemory for RingPages<B, Q, S> {
     }
 
     #[inline]
+    fn announce(&self, field: Field, value: u32) {
+        self.word(field).swap(value, Ordering::SeqCst);
+    }
+
+    #[inline]
     fn read_request(&self, slot: usize) -> Q {
         self.read(slot)
+    }
+
+    #[inline]
+    fn read_request_into(&self, slot: usize, request: &mut Q) {
+        self.read_into(slot, request);
     }
 
     #[inline]

@@ -37,9 +37,9 @@ pub use owned::OwnedByteRings;
 use core::fmt;
 
 #[cfg(not(loom))]
-pub(crate) use core::sync::atomic::{Ordering, fence};
+pub(crate) use core::sync::atomic::Ordering;
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{Ordering, fence};
+pub(crate) use loom::sync::atomic::Ordering;
 
 /// Whether the other end wants to be told of what was published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
