@@ -17,6 +17,9 @@
 #include <xen/io/blkif.h>
 #include <xen/io/netif.h>
 
+/* A driver hands its copy of a request to other functions; so it has to be one, of all of it. */
+#define IN_MEMORY(value) __asm__ volatile("" :: "r"(&(value)) : "memory")
+
 #define PAGE 4096
 #define BROKEN UINT64_MAX
 
@@ -136,6 +139,7 @@ static __attribute__((noinline)) uint64_t kind##_poll_back(struct kind##_state *
 		while (state->back.req_cons != end) { \
 			ring##_request_t request; \
 			RING_COPY_REQUEST(&state->back, state->back.req_cons, &request); \
+			IN_MEMORY(request); \
 			state->back.req_cons++; \
 			ring##_response_t *to = RING_GET_RESPONSE(&state->back, state->back.rsp_prod_pvt); \
 			sum += kind##_serve(&request, to); \

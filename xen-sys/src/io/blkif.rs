@@ -128,10 +128,13 @@ pub mod x86_32 {
 
         #[inline]
         fn tail(&self) -> usize {
-            let segments = usize::from(self.nr_segments);
-            // A segment is one unit.
-            if self.operation.0 <= BlkifOp::FLUSH_DISKCACHE.0 && segments <= BLKIF_MAX_SEGMENTS_PER_REQUEST {
-                return segments;
+            if self.operation.0 <= BlkifOp::FLUSH_DISKCACHE.0 {
+                // A segment is one unit.
+                match self.nr_segments {
+                    1 => return 1,
+                    more if usize::from(more) <= BLKIF_MAX_SEGMENTS_PER_REQUEST => return usize::from(more),
+                    _ => {}
+                }
             }
             self.other_tail()
         }
@@ -251,10 +254,13 @@ pub mod x86_64 {
 
         #[inline]
         fn tail(&self) -> usize {
-            let segments = usize::from(self.nr_segments);
-            // A segment is one unit.
-            if self.operation.0 <= BlkifOp::FLUSH_DISKCACHE.0 && segments <= BLKIF_MAX_SEGMENTS_PER_REQUEST {
-                return segments;
+            if self.operation.0 <= BlkifOp::FLUSH_DISKCACHE.0 {
+                // A segment is one unit.
+                match self.nr_segments {
+                    1 => return 1,
+                    more if usize::from(more) <= BLKIF_MAX_SEGMENTS_PER_REQUEST => return usize::from(more),
+                    _ => {}
+                }
             }
             self.other_tail()
         }

@@ -99,6 +99,21 @@ impl<M: RingMemory> BackRing<M> {
         if passes(old, new, event) { Notify::Yes } else { Notify::No }
     }
 
+    /// Does what [`publish`](Self::publish) and then [`arm`](Self::arm) do, at the price of one of them: their barriers, which cost
+    /// more than all else, are one. For whoever has answered all that it took.
+    ///
+    /// # Errors
+    /// As for `arm`. What is published is so nevertheless.
+    #[inline]
+    pub fn publish_and_arm(&mut self) -> (Notify, Result<bool, RingError>) {
+        if self.req_cons == self.req_prod && self.rsp_published != self.rsp_prod {
+            // Before the barrier in `publish`, after which both are looked at: its wish there, its index by `arm`.
+            self.armed = self.req_cons.plus(1);
+            self.memory.store(Field::ReqEvent, self.armed, Ordering::Relaxed);
+        }
+        (self.publish(), self.arm())
+    }
+
     /// Asks for an event at the next request. Returns `true` if one has come meanwhile: then go on, no event will tell.
     ///
     /// # Errors

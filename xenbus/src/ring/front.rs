@@ -106,8 +106,13 @@ impl<M: RingMemory> FrontRing<M> {
         // A wish stands until it is another. So nothing is written where the other end writes, if somebody looks again in vain.
         if self.armed != wish {
             self.armed = wish;
-            // Our wish before our last look at its index; pairs with `BackRing::publish`.
-            self.memory.announce(Field::RspEvent, wish);
+            if self.rsp_cons == self.req_published {
+                // Nothing is under way, so nothing can come before the next `publish`, which puts its barrier behind our wish.
+                self.memory.store(Field::RspEvent, wish, Ordering::Relaxed);
+            } else {
+                // Our wish before our last look at its index; pairs with `BackRing::publish`.
+                self.memory.announce(Field::RspEvent, wish);
+            }
         }
         self.refresh()
     }

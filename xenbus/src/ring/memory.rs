@@ -236,10 +236,21 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
     fn read_into<T: Wire>(&self, slot: usize, to: &mut T) {
         let from = self.slot(slot);
         let into = core::ptr::from_mut(to).cast::<u8>();
-        // SAFETY: a slot is at least as large as `T`.
-        let copy = |at| unsafe { Self::load(from, into, at) };
-        (0..T::HEAD / Self::WORD).for_each(copy);
-        words(T::HEAD / Self::WORD, size_of::<T>() / Self::WORD, to.tail() * (8 / Self::WORD), copy);
+        for word in 0..T::HEAD / Self::WORD {
+            // SAFETY: a slot is at least as large as `T`.
+            unsafe { Self::load(from, into, word) };
+        }
+        if T::HEAD == size_of::<T>() {
+            return;
+        }
+        let count = to.tail() * (8 / Self::WORD);
+        if count == 1 {
+            // SAFETY: there is more than the head.
+            return unsafe { Self::load(from, into, T::HEAD / Self::WORD) };
+        }
+        let count = count.min((size_of::<T>() - T::HEAD) / Self::WORD);
+        // SAFETY: that many are behind the head, in the slot and in `to`.
+        unsafe { Self::load_run(from.add(T::HEAD), into.add(T::HEAD), count) };
     }
 
     /// Copies what is in use of a `T` out of a slot; the rest is zero.
@@ -254,12 +265,61 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
     /// Copies what is in use of a `T` into a slot.
     #[inline]
     fn write<T: Wire>(&self, slot: usize, value: &T) {
+        // First, while the compiler may still know what `value` was made of.
+        let count = value.tail() * (8 / Self::WORD);
         let to = self.slot(slot);
         let from = core::ptr::from_ref(value).cast::<u8>();
-        // SAFETY: a slot is at least as large as `T`.
-        let copy = |at| unsafe { Self::save(to, from, at) };
-        (0..T::HEAD / Self::WORD).for_each(copy);
-        words(T::HEAD / Self::WORD, size_of::<T>() / Self::WORD, value.tail() * (8 / Self::WORD), copy);
+        for word in 0..T::HEAD / Self::WORD {
+            // SAFETY: a slot is at least as large as `T`.
+            unsafe { Self::save(to, from, word) };
+        }
+        if T::HEAD == size_of::<T>() {
+            return;
+        }
+        if count == 1 {
+            // SAFETY: there is more than the head.
+            return unsafe { Self::save(to, from, T::HEAD / Self::WORD) };
+        }
+        let count = count.min((size_of::<T>() - T::HEAD) / Self::WORD);
+        // SAFETY: that many are behind the head, in the slot and in `value`.
+        unsafe { Self::save_run(to.add(T::HEAD), from.add(T::HEAD), count) };
+    }
+
+    /// Copies words out of a slot, by the bits of their number: a loop of which the compiler knows no end would cost more than the
+    /// copy itself.
+    ///
+    /// # Safety
+    /// There are as many, less than 32.
+    #[inline(never)]
+    unsafe fn load_run(mut from: *mut u8, mut to: *mut u8, count: usize) {
+        for run in [16, 8, 4, 2, 1] {
+            if count & run != 0 {
+                for word in 0..run {
+                    // SAFETY: as the caller promises.
+                    unsafe { Self::load(from, to, word) };
+                }
+                // SAFETY: as above.
+                (from, to) = unsafe { (from.add(run * Self::WORD), to.add(run * Self::WORD)) };
+            }
+        }
+    }
+
+    /// Copies words into a slot, as [`load_run`](Self::load_run) does out of one.
+    ///
+    /// # Safety
+    /// As for that.
+    #[inline(never)]
+    unsafe fn save_run(mut to: *mut u8, mut from: *const u8, count: usize) {
+        for run in [16, 8, 4, 2, 1] {
+            if count & run != 0 {
+                for word in 0..run {
+                    // SAFETY: as the caller promises.
+                    unsafe { Self::save(to, from, word) };
+                }
+                // SAFETY: as above.
+                (from, to) = unsafe { (from.add(run * Self::WORD), to.add(run * Self::WORD)) };
+            }
+        }
     }
 
     /// Copies one word out of a slot.
@@ -297,25 +357,6 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
                 let word = from.add(at).cast::<u32>().read_unaligned();
                 AtomicU32::from_ptr(slot.add(at).cast()).store(word, Ordering::Relaxed);
             }
-        }
-    }
-}
-
-/// Copies up to `count` words from `start`, none from `end` on. A loop of which the compiler knows no end would cost more than the
-/// copy itself: so one is copied at once, and more by the bits of their number.
-#[inline]
-fn words(start: usize, end: usize, count: usize, copy: impl Fn(usize)) {
-    if start == end {
-        return;
-    }
-    if count == 1 {
-        return copy(start);
-    }
-    let (mut at, count) = (start, count.min(end - start));
-    for run in [16, 8, 4, 2, 1] {
-        if count & run != 0 {
-            (at..at + run).for_each(&copy);
-            at += run;
         }
     }
 }
