@@ -1,36 +1,36 @@
 //! The workload under the names that its C counterpart has.
 
-use crate::work::{Blk, NetRx, NetTx, ours};
+use crate::work::{Blk, NetRx, NetTx, open, run, run_back, run_front, state_size};
 
 macro_rules! export {
     ($kind:ty, $size:ident, $open:ident, $run:ident, $front:ident, $back:ident) => {
         #[unsafe(no_mangle)]
         extern "C" fn $size() -> u64 {
-            (ours::<$kind>().state_size)()
+            state_size::<$kind>()
         }
 
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $open(page: *mut u8, state: *mut u8) {
             // SAFETY: the caller's promises are those that are asked for.
-            unsafe { (ours::<$kind>().open)(page, state) }
+            unsafe { open::<$kind>(page, state) }
         }
 
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $run(state: *mut u8, rounds: u64, batch: u32) -> u64 {
             // SAFETY: as above.
-            unsafe { (ours::<$kind>().run)(state, rounds, batch) }
+            unsafe { run::<$kind>(state, rounds, batch) }
         }
 
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $front(state: *mut u8, rounds: u64, batch: u32) -> u64 {
             // SAFETY: as above.
-            unsafe { (ours::<$kind>().front)(state, rounds, batch) }
+            unsafe { run_front::<$kind>(state, rounds, batch) }
         }
 
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $back(state: *mut u8, rounds: u64, batch: u32) -> u64 {
             // SAFETY: as above.
-            unsafe { (ours::<$kind>().back)(state, rounds, batch) }
+            unsafe { run_back::<$kind>(state, rounds, batch) }
         }
     };
 }

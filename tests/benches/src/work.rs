@@ -222,7 +222,7 @@ fn poll_front<K: Kind>(front: &mut Front<K>) -> u64 {
 }
 
 /// Bytes of the state of both ends.
-extern "C" fn state_size<K: Kind>() -> u64 {
+pub(crate) extern "C" fn state_size<K: Kind>() -> u64 {
     size_of::<State<K>>() as u64
 }
 
@@ -230,7 +230,7 @@ extern "C" fn state_size<K: Kind>() -> u64 {
 ///
 /// # Safety
 /// Both are as large as they have to be, aligned to 128 bytes and to a page, and nobody else's as long as the state is used.
-unsafe extern "C" fn open<K: Kind>(page: *mut u8, state: *mut u8) {
+pub(crate) unsafe extern "C" fn open<K: Kind>(page: *mut u8, state: *mut u8) {
     let Some(page) = NonNull::new(page) else { return };
     let ring = FrontRing::new(RingPages::new(Page(page)));
     let front = Front { ring, notified_back: 0 };
@@ -244,13 +244,17 @@ unsafe extern "C" fn open<K: Kind>(page: *mut u8, state: *mut u8) {
 ///
 /// # Safety
 /// `open` has made the state.
-unsafe extern "C" fn run<K: Kind>(state: *mut u8, rounds: u64, batch: u32) -> u64 {
+pub(crate) unsafe extern "C" fn run<K: Kind>(state: *mut u8, rounds: u64, batch: u32) -> u64 {
     // SAFETY: as the caller promises.
     let state = unsafe { &mut *state.cast::<State<K>>() };
     let mut sum = 0u64;
     for round in 0..rounds {
         submit(&mut state.front, round.wrapping_mul(u64::from(batch)), batch);
-        sum = sum.wrapping_add(poll_back::<K>(&mut state.back.ring, &mut state.back.request, &mut state.back.notified_front));
+        sum = sum.wrapping_add(poll_back::<K>(
+            &mut state.back.ring,
+            &mut state.back.request,
+            &mut state.back.notified_front,
+        ));
         sum = sum.wrapping_add(poll_front(&mut state.front));
     }
     sum.wrapping_add(state.back.notified_front).wrapping_add(state.front.notified_back)
@@ -261,7 +265,7 @@ unsafe extern "C" fn run<K: Kind>(state: *mut u8, rounds: u64, batch: u32) -> u6
 ///
 /// # Safety
 /// `open` has made the state, and nobody else uses this half of it.
-unsafe extern "C" fn run_front<K: Kind>(state: *mut u8, rounds: u64, batch: u32) -> u64 {
+pub(crate) unsafe extern "C" fn run_front<K: Kind>(state: *mut u8, rounds: u64, batch: u32) -> u64 {
     // SAFETY: as the caller promises. The other thread has no reference to this half.
     let front = unsafe { &mut (*state.cast::<State<K>>()).front };
     let mut sum = 0u64;
@@ -282,7 +286,7 @@ unsafe extern "C" fn run_front<K: Kind>(state: *mut u8, rounds: u64, batch: u32)
 ///
 /// # Safety
 /// As for that, with the other half.
-unsafe extern "C" fn run_back<K: Kind>(state: *mut u8, rounds: u64, batch: u32) -> u64 {
+pub(crate) unsafe extern "C" fn run_back<K: Kind>(state: *mut u8, rounds: u64, batch: u32) -> u64 {
     // SAFETY: as the caller promises. The other thread has no reference to this half.
     let back = unsafe { &mut (*state.cast::<State<K>>()).back };
     let mut sum = 0u64;
@@ -290,7 +294,9 @@ unsafe extern "C" fn run_back<K: Kind>(state: *mut u8, rounds: u64, batch: u32) 
     let end = answered(back).wrapping_add((rounds as u32).wrapping_mul(batch));
     while answered(back) != end {
         match back.ring.arm() {
-            Ok(true) => sum = sum.wrapping_add(poll_back::<K>(&mut back.ring, &mut back.request, &mut back.notified_front)),
+            Ok(true) => {
+                sum = sum.wrapping_add(poll_back::<K>(&mut back.ring, &mut back.request, &mut back.notified_front))
+            }
             Ok(false) => core::hint::spin_loop(),
             Err(_) => return BROKEN,
         }
@@ -305,15 +311,16 @@ pub struct Work {
     pub state_size: extern "C" fn() -> u64,
     /// Takes a page and the state, and opens a ring.
     pub open: unsafe extern "C" fn(*mut u8, *mut u8),
-    /// Takes the state, rounds and requests a round, and returns a sum of all that was seen.
-    pub run: unsafe extern "C" fn(*mut u8, u64, u32) -> u64,
-    /// The front end alone, if there is such.
-    pub front: unsafe extern "C" fn(*mut u8, u64, u32) -> u64,
-    /// The back end alone.
-    pub back: unsafe extern "C" fn(*mut u8, u64, u32) -> u64,
+    /// Runs both ends in turns.
+    pub run: Run,
+    /// The front end alone and the back end alone, each for a thread of its own.
+    pub ends: Option<(Run, Run)>,
 }
+
+/// Takes the state, rounds and requests a round, and returns a sum of all that was seen.
+pub type Run = unsafe extern "C" fn(*mut u8, u64, u32) -> u64;
 
 /// Returns our own functions, as this program has them.
 pub const fn ours<K: Kind>() -> Work {
-    Work { state_size: state_size::<K>, open: open::<K>, run: run::<K>, front: run_front::<K>, back: run_back::<K> }
+    Work { state_size: state_size::<K>, open: open::<K>, run: run::<K>, ends: Some((run_front::<K>, run_back::<K>)) }
 }

@@ -5,6 +5,7 @@ use super::{Field, Index, Notify, Ordering, RingError, RingMemory, passes};
 /// The responding half. See the [module](super) for the picture and for what holds whatever the peer does.
 pub struct BackRing<M: RingMemory> {
     memory: M,
+    slots: u32,
     /// Requests taken.
     req_cons: M::Index,
     /// The peer's `req_prod` as last read and found good.
@@ -22,7 +23,16 @@ impl<M: RingMemory> BackRing<M> {
     /// while the back end is exchanged sees its requests answered again.
     pub fn attach(memory: M) -> Self {
         let start = memory.load(Field::RspProd, Ordering::Acquire);
-        Self { memory, req_cons: start, req_prod: start, rsp_prod: start, rsp_published: start, armed: start, broken: None }
+        Self {
+            slots: memory.slots(),
+            memory,
+            req_cons: start,
+            req_prod: start,
+            rsp_prod: start,
+            rsp_published: start,
+            armed: start,
+            broken: None,
+        }
     }
 
     /// Returns the memory that the ring stands in.
@@ -31,9 +41,8 @@ impl<M: RingMemory> BackRing<M> {
     }
 
     /// Returns how many slots there are.
-    #[inline]
-    pub fn size(&self) -> u32 {
-        self.memory.slots()
+    pub const fn size(&self) -> u32 {
+        self.slots
     }
 
     /// Returns how many requests were taken and not responded to.
@@ -51,7 +60,7 @@ impl<M: RingMemory> BackRing<M> {
         if self.req_cons == self.req_prod && !self.refresh()? {
             return Ok(None);
         }
-        let request = self.memory.read_request(self.req_cons.slot(self.size() - 1));
+        let request = self.memory.read_request(self.req_cons.slot(self.memory.slots() - 1));
         self.req_cons = self.req_cons.plus(1);
         Ok(Some(request))
     }
@@ -66,7 +75,7 @@ impl<M: RingMemory> BackRing<M> {
         if self.req_cons == self.req_prod && !self.refresh()? {
             return Ok(false);
         }
-        self.memory.read_request_into(self.req_cons.slot(self.size() - 1), request);
+        self.memory.read_request_into(self.req_cons.slot(self.memory.slots() - 1), request);
         self.req_cons = self.req_cons.plus(1);
         Ok(true)
     }
@@ -79,7 +88,7 @@ impl<M: RingMemory> BackRing<M> {
         if self.unanswered() == 0 {
             return false;
         }
-        self.memory.write_response(self.rsp_prod.slot(self.size() - 1), response);
+        self.memory.write_response(self.rsp_prod.slot(self.memory.slots() - 1), response);
         self.rsp_prod = self.rsp_prod.plus(1);
         true
     }

@@ -5,6 +5,7 @@ use super::{Field, Index, Notify, Ordering, RingError, RingMemory, passes};
 /// The requesting half. See the [module](super) for the picture and for what holds whatever the peer does.
 pub struct FrontRing<M: RingMemory> {
     memory: M,
+    slots: u32,
     /// Requests written, of which the first `req_published` are visible to the peer.
     req_prod: M::Index,
     req_published: M::Index,
@@ -31,7 +32,16 @@ impl<M: RingMemory> FrontRing<M> {
         memory.store(Field::RspProd, start, Ordering::Relaxed);
         memory.store(Field::ReqEvent, start.plus(1), Ordering::Relaxed);
         memory.store(Field::RspEvent, start.plus(1), Ordering::Relaxed);
-        Self { memory, req_prod: start, req_published: start, rsp_cons: start, rsp_prod: start, armed: start, broken: None }
+        Self {
+            slots: memory.slots(),
+            memory,
+            req_prod: start,
+            req_published: start,
+            rsp_cons: start,
+            rsp_prod: start,
+            armed: start,
+            broken: None,
+        }
     }
 
     /// Returns the memory that the ring stands in.
@@ -40,9 +50,8 @@ impl<M: RingMemory> FrontRing<M> {
     }
 
     /// Returns how many slots there are.
-    #[inline]
-    pub fn size(&self) -> u32 {
-        self.memory.slots()
+    pub const fn size(&self) -> u32 {
+        self.slots
     }
 
     /// Returns how many requests may be pushed now.
@@ -59,7 +68,7 @@ impl<M: RingMemory> FrontRing<M> {
         if self.free() == 0 {
             return false;
         }
-        self.memory.write_request(self.req_prod.slot(self.size() - 1), request);
+        self.memory.write_request(self.req_prod.slot(self.memory.slots() - 1), request);
         self.req_prod = self.req_prod.plus(1);
         true
     }
@@ -88,7 +97,7 @@ impl<M: RingMemory> FrontRing<M> {
         if self.rsp_cons == self.rsp_prod && !self.refresh()? {
             return Ok(None);
         }
-        let response = self.memory.read_response(self.rsp_cons.slot(self.size() - 1));
+        let response = self.memory.read_response(self.rsp_cons.slot(self.memory.slots() - 1));
         self.rsp_cons = self.rsp_cons.plus(1);
         Ok(Some(response))
     }
