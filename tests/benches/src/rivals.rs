@@ -5,6 +5,8 @@
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use libloading::Library;
@@ -211,17 +213,21 @@ impl Opened {
         measured(self.work.run, self.state.0.as_mut_ptr(), rounds, batch)
     }
 
-    /// Runs the ends in two threads, if there are such; returns whether there are.
-    pub fn run_ends(&mut self, rounds: u64, batch: u32) -> bool {
-        let Some((front, back)) = self.work.ends else { return false };
+    /// Runs the ends in two threads, if there are such, and returns how long it took from when both were at it.
+    pub fn run_ends(&mut self, rounds: u64, batch: u32) -> Option<Duration> {
+        let (front, back) = self.work.ends?;
         let state = Sent(self.state.0.as_mut_ptr());
-        std::thread::scope(|scope| {
+        let took = thread::scope(|scope| {
             // SAFETY: `new` has opened it, and each end has one thread.
-            scope.spawn(move || unsafe { back(state.get(), rounds, batch) });
+            scope.spawn(move || unsafe { back(state.get(), rounds + 1, batch) });
+            // SAFETY: as above.
+            unsafe { front(state.get(), 1, batch) };
+            let start = Instant::now();
             // SAFETY: as above.
             unsafe { front(state.get(), rounds, batch) };
+            start.elapsed()
         });
-        true
+        Some(took)
     }
 }
 
