@@ -329,6 +329,8 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
     #[inline]
     unsafe fn load(slot: *mut u8, to: *mut u8, word: usize) {
         let at = word * Self::WORD;
+        #[cfg(all(test, not(loom)))]
+        tests::note_load(slot.wrapping_add(at));
         // SAFETY: as the caller promises; slots are aligned to words, and what is private may be less than that.
         unsafe {
             if Self::WORD == size_of::<u64>() {
@@ -411,3 +413,6 @@ impl<B: Backing, Q: Wire, S: Wire> RingMemory for RingPages<B, Q, S> {
         self.write(slot, response);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;
