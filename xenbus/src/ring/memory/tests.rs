@@ -37,31 +37,36 @@ struct Bytes {
     _bytes: [u8; PAGE_SIZE],
 }
 
-/// A page that the rings of a test share.
+/// A page that the rings of a test share, freed with the last of them.
 #[derive(Clone)]
-struct Page(Arc<NonNull<u8>>);
+struct Page(Arc<Owned>);
+
+struct Owned(NonNull<u8>);
 
 // SAFETY: a page of its own, accessed by atomics only.
-unsafe impl Send for Page {}
+unsafe impl Send for Owned {}
+// SAFETY: as above.
+unsafe impl Sync for Owned {}
 
-impl Page {
-    fn new() -> Self {
-        Self(Arc::new(NonNull::from(Box::leak(Box::new(Bytes { _bytes: [0xEE; PAGE_SIZE] }))).cast()))
-    }
-
-    /// Frees it; the last that has it.
-    fn free(self) {
-        let base = Arc::into_inner(self.0).expect("the rings are gone");
-        // SAFETY: `new` has leaked it, and nobody else has it any more.
-        drop(unsafe { Box::from_raw(base.cast::<Bytes>().as_ptr()) });
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: `Page::new` has leaked it, and nobody else has it.
+        drop(unsafe { Box::from_raw(self.0.cast::<Bytes>().as_ptr()) });
     }
 }
 
-// SAFETY: the page is there until `free`, which waits for the last.
+impl Page {
+    fn new() -> Self {
+        let bytes = Box::leak(Box::new(Bytes { _bytes: [0xEE; PAGE_SIZE] }));
+        Self(Arc::new(Owned(NonNull::from(bytes).cast())))
+    }
+}
+
+// SAFETY: the page is there until the last has gone.
 unsafe impl Backing for Page {
     fn view(&self) -> Shared<'_> {
         // SAFETY: as above.
-        unsafe { Shared::new(*self.0, PAGE_SIZE) }
+        unsafe { Shared::new(self.0.0, PAGE_SIZE) }
     }
 }
 
@@ -78,8 +83,6 @@ fn through<Q: Wire + Default, S: Wire>(requests: &[Q]) -> Vec<(Q, usize)> {
         let popped = back.pop().unwrap().unwrap();
         arrived.push((popped, loads()));
     }
-    drop((front, back));
-    page.free();
     arrived
 }
 
@@ -159,8 +162,6 @@ fn a_request_is_taken_into_place_and_what_is_not_in_use_stays() {
     let mut expected = with_all_segments(BlkifOp::WRITE, 11);
     expected.seg[0] = BlkifRequestSegment::default();
     assert_eq!(request, BlkifRequest { seg: expected.seg, ..one });
-    drop((front, back));
-    page.free();
 }
 
 #[test]
@@ -172,8 +173,6 @@ fn nothing_of_what_is_not_in_use_goes_into_the_slot() {
     page.view().slice(RING_HEADER_SIZE, slot.len()).read(0, &mut slot);
     assert!(slot[..24 + 2 * 8].iter().all(|byte| *byte != 0xEE));
     assert!(slot[24 + 2 * 8..].iter().all(|byte| *byte == 0xEE), "{slot:x?}");
-    drop(front);
-    page.free();
 }
 
 /// Two threads that sleep when they are told to. Miri lets stores wait in buffers, and so finds a barrier that is missing in
@@ -225,6 +224,4 @@ fn two_threads_lose_no_event() {
         }
     }
     peer.join().unwrap();
-    drop(front);
-    page.free();
 }
