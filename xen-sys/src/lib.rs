@@ -118,7 +118,17 @@ impl<T> Default for GuestHandle<T> {
 /// # Safety
 ///
 /// Every bit pattern is a valid value, no byte is padding, the size is a multiple of 4, and the alignment is at most 8.
-pub unsafe trait Wire: Copy + 'static {}
+pub unsafe trait Wire: Copy + 'static {
+    /// Bytes at the beginning that are always in use, and by which [`tail`](Self::tail) tells how many more are. All, unless said
+    /// otherwise.
+    const HEAD: usize = size_of::<Self>();
+
+    /// Returns how many units of eight bytes are in use behind [`HEAD`](Self::HEAD), at which it doesn't look.
+    #[inline]
+    fn tail(&self) -> usize {
+        0
+    }
+}
 
 /// Returns the bytes of `from` as another type: what stands in a slot that several structures share. Bytes that `from` lacks are
 /// zero, those that `T` lacks are left out.

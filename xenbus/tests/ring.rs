@@ -52,6 +52,10 @@ impl RingMemory for Small {
         self.word(field).set(value);
     }
 
+    fn announce(&self, field: Field, value: u8) {
+        self.word(field).set(value);
+    }
+
     fn read_request(&self, slot: usize) -> Msg {
         Msg(self.0.slots[slot].get())
     }
@@ -89,12 +93,20 @@ fn every_message_arrives_once_in_order_from_every_starting_index_and_batch() {
                     }
                 }
                 let _ = front.publish();
-                while let Some(request) = back.pop().unwrap() {
+                let mut request = Msg(0);
+                let mut pop = |back: &mut BackRing<Small>| match start % 2 {
+                    0 => back.pop().unwrap(),
+                    _ => back.pop_into(&mut request).unwrap().then_some(request),
+                };
+                while let Some(request) = pop(&mut back) {
                     assert_eq!(request, Msg(taken));
                     assert!(back.respond(&Msg(1000 + taken)));
                     taken += 1;
                 }
-                let _ = back.publish();
+                match start % 3 {
+                    0 => _ = back.publish(),
+                    _ => assert_eq!(back.publish_and_arm().1, Ok(false)),
+                }
                 while let Some(response) = front.pop().unwrap() {
                     assert_eq!(response, Msg(1000 + answered));
                     answered += 1;
@@ -228,6 +240,49 @@ fn arming_tells_of_what_came_before_it() {
         assert_eq!(back.publish(), Notify::Yes);
         assert_eq!(front.arm(), Ok(true));
         assert_eq!(front.pop(), Ok(Some(Msg(2))));
+    }
+}
+
+#[test]
+fn arming_again_in_vain_writes_nothing_and_still_looks() {
+    for start in 0..=255u8 {
+        let (memory, mut front, mut back) = pair(4, start);
+        assert_eq!(back.arm(), Ok(false));
+        // What no honest end does: it shows that the word isn't written again.
+        memory.store(Field::ReqEvent, 99, Ordering::Relaxed);
+        assert_eq!(back.arm(), Ok(false));
+        assert_eq!(memory.load(Field::ReqEvent, Ordering::Relaxed), 99);
+        assert!(front.push(&Msg(1)));
+        let _ = front.publish();
+        assert_eq!(back.arm(), Ok(true));
+        assert_eq!(back.arm(), Ok(true), "what is there already stays there");
+        assert_eq!(back.pop(), Ok(Some(Msg(1))));
+        assert_eq!(back.arm(), Ok(false));
+        assert_eq!(memory.load(Field::ReqEvent, Ordering::Relaxed), start.wrapping_add(2));
+    }
+}
+
+#[test]
+fn publishing_and_arming_at_once_does_both_from_every_starting_index() {
+    for start in 0..=255u8 {
+        let (memory, mut front, mut back) = pair(4, start);
+        assert_eq!(front.arm(), Ok(false));
+        assert!(front.push(&Msg(1)) && front.push(&Msg(2)));
+        let _ = front.publish();
+        assert_eq!(back.pop(), Ok(Some(Msg(1))));
+        assert!(back.respond(&Msg(11)));
+        // Not all was taken: it is published, and nothing is to be armed.
+        assert_eq!(back.publish_and_arm(), (Notify::Yes, Ok(true)));
+        assert_eq!(back.pop(), Ok(Some(Msg(2))));
+        assert_eq!(back.pop(), Ok(None));
+        assert!(back.respond(&Msg(12)));
+        assert_eq!(back.publish_and_arm(), (Notify::No, Ok(false)), "not asked for");
+        assert_eq!(memory.load(Field::RspProd, Ordering::Relaxed), start.wrapping_add(2));
+        assert_eq!(memory.load(Field::ReqEvent, Ordering::Relaxed), start.wrapping_add(3));
+        assert_eq!(back.publish_and_arm(), (Notify::No, Ok(false)), "nothing to do");
+        memory.store(Field::ReqProd, start.wrapping_add(9), Ordering::Relaxed);
+        let error = RingError::PeerOverflow { claimed: 7, size: 4 };
+        assert_eq!(back.publish_and_arm(), (Notify::No, Err(error)));
     }
 }
 

@@ -4,7 +4,7 @@
 #![cfg(loom)]
 
 use loom::sync::Arc;
-use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use loom::thread;
 use xen_sys::Wire;
 use xenbus::ring::{BackRing, Field, FrontRing, Notify, RingMemory};
@@ -50,6 +50,12 @@ impl RingMemory for Model {
         self.word(field).store(value, order);
     }
 
+    // loom takes sequentially consistent accesses for less than they are, and fences for what they are.
+    fn announce(&self, field: Field, value: u32) {
+        self.word(field).store(value, Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
+
     fn read_request(&self, slot: usize) -> Msg {
         Msg(self.0.slots[slot].load(Ordering::Relaxed))
     }
@@ -75,8 +81,9 @@ fn wait(pending: &AtomicBool) {
     }
 }
 
-/// `count` requests go over and come back, with at most that many preemptions if a bound is given; a lost event leaves one side waiting for ever, which loom reports.
-fn round_trips(count: u32, preemptions: Option<usize>) {
+/// `count` requests go over and come back, with at most that many preemptions if a bound is given; a lost event leaves one side
+/// waiting for ever, which loom reports. The back end publishes and arms `at_once`, or one after the other.
+fn round_trips(count: u32, preemptions: Option<usize>, at_once: bool) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = preemptions;
     model.check(move || {
@@ -97,11 +104,20 @@ fn round_trips(count: u32, preemptions: Option<usize>) {
                         assert_eq!(value, answered);
                         assert!(back.respond(&Msg(value + 100)));
                         answered += 1;
-                        if back.publish() == Notify::Yes {
+                        if !at_once && back.publish() == Notify::Yes {
                             page.to_front.swap(true, Ordering::Relaxed);
                         }
                     }
-                    if answered < count && !back.arm().unwrap() {
+                    let more = if at_once {
+                        let (notify, more) = back.publish_and_arm();
+                        if notify == Notify::Yes {
+                            page.to_front.swap(true, Ordering::Relaxed);
+                        }
+                        more.unwrap()
+                    } else {
+                        answered < count && back.arm().unwrap()
+                    };
+                    if answered < count && !more {
                         wait(&page.to_back);
                     }
                 }
@@ -130,10 +146,16 @@ fn round_trips(count: u32, preemptions: Option<usize>) {
 
 #[test]
 fn no_event_is_lost_with_one_request() {
-    round_trips(1, None);
+    round_trips(1, None, false);
 }
 
 #[test]
 fn no_event_is_lost_when_the_ring_fills() {
-    round_trips(3, Some(3));
+    round_trips(3, Some(3), false);
+}
+
+#[test]
+fn no_event_is_lost_when_publishing_and_arming_share_a_barrier() {
+    round_trips(1, None, true);
+    round_trips(3, Some(3), true);
 }

@@ -1,7 +1,5 @@
 //! The fast path's first half: from an I/O to requests in the ring.
 
-use core::mem::offset_of;
-
 use hypercall::GrantRef;
 use hypercall::grant::Access;
 use hypercall::mem::Buffer;
@@ -11,7 +9,7 @@ use xenbus::Domain;
 use super::bounce::NONE;
 use super::numbers::Numbers;
 use super::over::{Counters, SubmitError};
-use super::queue::{Io, IoState, Queue, RawRequest, Ring, Slot, Tables};
+use super::queue::{Io, IoState, Queue, Ring, Slot, Tables};
 use crate::features::Disk;
 use crate::protocol::{Data, IndirectPages, Layout, Native, Operation, Request, Segment, Segments};
 use crate::{MAX_SEGMENTS, SECTOR};
@@ -314,14 +312,10 @@ impl<D: Domain> Sender<'_, D> {
             BlkifOp::DISCARD => self.counters.discards += 1,
             _ => {}
         }
-        let used = match &data {
-            Data::Direct(list) => offset_of!(RawRequest, seg) + list.as_slice().len() * Segment::BYTES,
-            _ => size_of::<RawRequest>(),
-        };
         let sector = if let Data::None = data { 0 } else { sector };
         let request = Request { id: index.into(), operation, sector, data };
         // There is room: a ring has as many slots as there are numbers, and this one was free.
-        let _ = self.ring.push_start(&Native::emit(&request), used);
+        let _ = self.ring.push(&Native::emit(&request));
     }
 }
 

@@ -84,6 +84,8 @@ pub const VDISK_READONLY: u32 = 0x4;
 
 /// The structures as a 32-bit guest lays them out.
 pub mod x86_32 {
+    use core::mem::offset_of;
+
     use static_assertions::const_assert_eq;
 
     use super::{BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST, BLKIF_MAX_SEGMENTS_PER_REQUEST, BlkifOp, BlkifRequestSegment};
@@ -107,8 +109,36 @@ pub mod x86_32 {
         pub seg: [BlkifRequestSegment; BLKIF_MAX_SEGMENTS_PER_REQUEST],
     }
     const_assert_eq!(size_of::<BlkifRequest>(), 108);
+
+    impl BlkifRequest {
+        /// As [`Wire::tail`], of a request without segments of its own.
+        #[cold]
+        const fn other_tail(&self) -> usize {
+            match self.operation {
+                BlkifOp::DISCARD => (size_of::<BlkifRequestDiscard>() - offset_of!(Self, seg)).div_ceil(8),
+                BlkifOp::INDIRECT => (size_of::<BlkifRequestIndirect>() - offset_of!(Self, seg)).div_ceil(8),
+                _ => 0,
+            }
+        }
+    }
+
     // SAFETY: integers without padding between them; the size is asserted above.
-    unsafe impl Wire for BlkifRequest {}
+    unsafe impl Wire for BlkifRequest {
+        const HEAD: usize = offset_of!(Self, seg);
+
+        #[inline]
+        fn tail(&self) -> usize {
+            if self.operation.0 <= BlkifOp::FLUSH_DISKCACHE.0 {
+                // A segment is one unit.
+                match self.nr_segments {
+                    1 => return 1,
+                    more if usize::from(more) <= BLKIF_MAX_SEGMENTS_PER_REQUEST => return usize::from(more),
+                    _ => {}
+                }
+            }
+            self.other_tail()
+        }
+    }
 
     /// `io/blkif.h`, `struct blkif_request_discard`. Tells that sectors are no longer needed.
     #[repr(C, packed(4))]
@@ -178,6 +208,8 @@ pub mod x86_32 {
 
 /// The structures as a 64-bit guest lays them out.
 pub mod x86_64 {
+    use core::mem::offset_of;
+
     use static_assertions::const_assert_eq;
 
     use super::{BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST, BLKIF_MAX_SEGMENTS_PER_REQUEST, BlkifOp, BlkifRequestSegment};
@@ -203,8 +235,36 @@ pub mod x86_64 {
         pub seg: [BlkifRequestSegment; BLKIF_MAX_SEGMENTS_PER_REQUEST],
     }
     const_assert_eq!(size_of::<BlkifRequest>(), 112);
+
+    impl BlkifRequest {
+        /// As [`Wire::tail`], of a request without segments of its own.
+        #[cold]
+        const fn other_tail(&self) -> usize {
+            match self.operation {
+                BlkifOp::DISCARD => (size_of::<BlkifRequestDiscard>() - offset_of!(Self, seg)).div_ceil(8),
+                BlkifOp::INDIRECT => (size_of::<BlkifRequestIndirect>() - offset_of!(Self, seg)).div_ceil(8),
+                _ => 0,
+            }
+        }
+    }
+
     // SAFETY: integers without padding between them; the size is asserted above.
-    unsafe impl Wire for BlkifRequest {}
+    unsafe impl Wire for BlkifRequest {
+        const HEAD: usize = offset_of!(Self, seg);
+
+        #[inline]
+        fn tail(&self) -> usize {
+            if self.operation.0 <= BlkifOp::FLUSH_DISKCACHE.0 {
+                // A segment is one unit.
+                match self.nr_segments {
+                    1 => return 1,
+                    more if usize::from(more) <= BLKIF_MAX_SEGMENTS_PER_REQUEST => return usize::from(more),
+                    _ => {}
+                }
+            }
+            self.other_tail()
+        }
+    }
 
     /// `io/blkif.h`, `struct blkif_request_discard`. Tells that sectors are no longer needed.
     #[repr(C)]

@@ -1,11 +1,11 @@
 //! The back end's half of a message ring: it takes requests and makes responses.
 
-use super::{Field, Index, Notify, Ordering, RingError, RingMemory, fence, passes};
+use super::{Field, Index, Notify, Ordering, RingError, RingMemory, passes};
 
 /// The responding half. See the [module](super) for the picture and for what holds whatever the peer does.
 pub struct BackRing<M: RingMemory> {
     memory: M,
-    mask: u32,
+    slots: u32,
     /// Requests taken.
     req_cons: M::Index,
     /// The peer's `req_prod` as last read and found good.
@@ -13,6 +13,8 @@ pub struct BackRing<M: RingMemory> {
     /// Responses written, of which the first `rsp_published` are visible to the peer.
     rsp_prod: M::Index,
     rsp_published: M::Index,
+    /// What was last written to `req_event`, if anything by [`arm`](Self::arm).
+    armed: M::Index,
     broken: Option<RingError>,
 }
 
@@ -21,8 +23,16 @@ impl<M: RingMemory> BackRing<M> {
     /// while the back end is exchanged sees its requests answered again.
     pub fn attach(memory: M) -> Self {
         let start = memory.load(Field::RspProd, Ordering::Acquire);
-        let mask = memory.slots() - 1;
-        Self { memory, mask, req_cons: start, req_prod: start, rsp_prod: start, rsp_published: start, broken: None }
+        Self {
+            slots: memory.slots(),
+            memory,
+            req_cons: start,
+            req_prod: start,
+            rsp_prod: start,
+            rsp_published: start,
+            armed: start,
+            broken: None,
+        }
     }
 
     /// Returns the memory that the ring stands in.
@@ -32,7 +42,7 @@ impl<M: RingMemory> BackRing<M> {
 
     /// Returns how many slots there are.
     pub const fn size(&self) -> u32 {
-        self.mask + 1
+        self.slots
     }
 
     /// Returns how many requests were taken and not responded to.
@@ -50,9 +60,24 @@ impl<M: RingMemory> BackRing<M> {
         if self.req_cons == self.req_prod && !self.refresh()? {
             return Ok(None);
         }
-        let request = self.memory.read_request(self.req_cons.slot(self.mask));
+        let request = self.memory.read_request(self.req_cons.slot(self.memory.slots() - 1));
         self.req_cons = self.req_cons.plus(1);
         Ok(Some(request))
+    }
+
+    /// Takes the next request as [`pop`](Self::pop) does, into `request`; returns whether there was one. Only what is in use of it is
+    /// written (see [`Wire::used`](xen_sys::Wire::used)); what was there before stays behind that.
+    ///
+    /// # Errors
+    /// As for `pop`.
+    #[inline]
+    pub fn pop_into(&mut self, request: &mut M::Request) -> Result<bool, RingError> {
+        if self.req_cons == self.req_prod && !self.refresh()? {
+            return Ok(false);
+        }
+        self.memory.read_request_into(self.req_cons.slot(self.memory.slots() - 1), request);
+        self.req_cons = self.req_cons.plus(1);
+        Ok(true)
     }
 
     /// Writes a response into the next slot; the peer sees it after [`publish`](Self::publish). Returns whether a request
@@ -63,7 +88,7 @@ impl<M: RingMemory> BackRing<M> {
         if self.unanswered() == 0 {
             return false;
         }
-        self.memory.write_response(self.rsp_prod.slot(self.mask), response);
+        self.memory.write_response(self.rsp_prod.slot(self.memory.slots() - 1), response);
         self.rsp_prod = self.rsp_prod.plus(1);
         true
     }
@@ -76,39 +101,72 @@ impl<M: RingMemory> BackRing<M> {
             return Notify::No;
         }
         self.rsp_published = new;
-        // Release: the slots before the index, for the front end that reads the index.
-        self.memory.store(Field::RspProd, new, Ordering::Release);
-        // Our index before our look at its wish; pairs with the fence in `FrontRing::arm`.
-        fence(Ordering::SeqCst);
-        let event = self.memory.load(Field::RspEvent, Ordering::Relaxed);
+        // The slots before the index, for the front end that reads the index; and our index before our look at its wish, which
+        // pairs with `FrontRing::arm`.
+        self.memory.announce(Field::RspProd, new);
+        let event = self.memory.load(Field::RspEvent, Ordering::SeqCst);
         if passes(old, new, event) { Notify::Yes } else { Notify::No }
+    }
+
+    /// Does what [`publish`](Self::publish) and then [`arm`](Self::arm) do, at the price of one of them: their barriers, which cost
+    /// more than all else, are one. For whoever has answered all that it took.
+    ///
+    /// # Errors
+    /// As for `arm`. What is published is so nevertheless.
+    #[inline]
+    pub fn publish_and_arm(&mut self) -> (Notify, Result<bool, RingError>) {
+        if self.req_cons == self.req_prod && self.rsp_published != self.rsp_prod {
+            // Before the barrier in `publish`, after which both are looked at: its wish there, its index by `arm`.
+            self.armed = self.req_cons.plus(1);
+            self.memory.store(Field::ReqEvent, self.armed, Ordering::Relaxed);
+        }
+        (self.publish(), self.arm())
     }
 
     /// Asks for an event at the next request. Returns `true` if one has come meanwhile: then go on, no event will tell.
     ///
     /// # Errors
     /// [`RingError`] as [`pop`](Self::pop).
+    #[inline]
     pub fn arm(&mut self) -> Result<bool, RingError> {
-        self.memory.store(Field::ReqEvent, self.req_cons.plus(1), Ordering::Relaxed);
-        // Our wish before our last look at its index; pairs with the fence in `FrontRing::publish`.
-        fence(Ordering::SeqCst);
-        Ok(self.req_cons != self.req_prod || self.refresh()?)
+        if self.req_cons != self.req_prod {
+            return Ok(true);
+        }
+        let wish = self.req_cons.plus(1);
+        // A wish stands until it is another. So nothing is written where the other end writes, if somebody looks again in vain.
+        if self.armed != wish {
+            self.armed = wish;
+            // Our wish before our last look at its index; pairs with `FrontRing::publish`.
+            self.memory.announce(Field::ReqEvent, wish);
+        }
+        self.refresh()
     }
 
-    /// Reads the peer's index, and tells whether there are requests.
+    /// Reads the peer's index when what is known of it is used up, and tells whether there are requests.
+    #[inline]
     fn refresh(&mut self) -> Result<bool, RingError> {
-        if let Some(error) = self.broken {
-            return Err(error);
+        if self.broken.is_some() {
+            return self.fail(0);
         }
-        // Acquire: the index before the slots that it covers.
-        let req_prod = self.memory.load(Field::ReqProd, Ordering::Acquire);
-        // A slot is the peer's again only when its response is published, so what was published is what counts.
-        let (claimed, size) = (req_prod.minus(self.rsp_published), self.size());
-        // Nor can it go back behind what was taken already.
-        if claimed > size || claimed < self.req_cons.minus(self.rsp_published) {
-            return Err(*self.broken.insert(RingError::PeerOverflow { claimed, size }));
+        // Acquire: the index before the slots that it covers. And after our wish, if it is `arm` that asks.
+        let req_prod = self.memory.load(Field::ReqProd, Ordering::SeqCst);
+        let new = req_prod.minus(self.req_cons);
+        if new == 0 {
+            return Ok(false);
+        }
+        // A slot is the peer's again only when its response is published, so what was published is what counts. An index that has
+        // gone back behind what was taken is far ahead, too.
+        if new > self.size() - self.req_cons.minus(self.rsp_published) {
+            return self.fail(req_prod.minus(self.rsp_published));
         }
         self.req_prod = req_prod;
-        Ok(req_prod != self.req_cons)
+        Ok(true)
+    }
+
+    /// Breaks the ring, if it isn't broken, and tells why it is.
+    #[cold]
+    fn fail(&mut self, claimed: u32) -> Result<bool, RingError> {
+        let size = self.size();
+        Err(*self.broken.get_or_insert(RingError::PeerOverflow { claimed, size }))
     }
 }

@@ -1,11 +1,11 @@
 //! The front end's half of a message ring: it makes requests and takes responses.
 
-use super::{Field, Index, Notify, Ordering, RingError, RingMemory, fence, passes};
+use super::{Field, Index, Notify, Ordering, RingError, RingMemory, passes};
 
 /// The requesting half. See the [module](super) for the picture and for what holds whatever the peer does.
 pub struct FrontRing<M: RingMemory> {
     memory: M,
-    mask: u32,
+    slots: u32,
     /// Requests written, of which the first `req_published` are visible to the peer.
     req_prod: M::Index,
     req_published: M::Index,
@@ -13,6 +13,8 @@ pub struct FrontRing<M: RingMemory> {
     rsp_cons: M::Index,
     /// The peer's `rsp_prod` as last read and found good.
     rsp_prod: M::Index,
+    /// What was last written to `rsp_event`, if anything by [`arm`](Self::arm).
+    armed: M::Index,
     broken: Option<RingError>,
 }
 
@@ -30,8 +32,16 @@ impl<M: RingMemory> FrontRing<M> {
         memory.store(Field::RspProd, start, Ordering::Relaxed);
         memory.store(Field::ReqEvent, start.plus(1), Ordering::Relaxed);
         memory.store(Field::RspEvent, start.plus(1), Ordering::Relaxed);
-        let mask = memory.slots() - 1;
-        Self { memory, mask, req_prod: start, req_published: start, rsp_cons: start, rsp_prod: start, broken: None }
+        Self {
+            slots: memory.slots(),
+            memory,
+            req_prod: start,
+            req_published: start,
+            rsp_cons: start,
+            rsp_prod: start,
+            armed: start,
+            broken: None,
+        }
     }
 
     /// Returns the memory that the ring stands in.
@@ -41,7 +51,7 @@ impl<M: RingMemory> FrontRing<M> {
 
     /// Returns how many slots there are.
     pub const fn size(&self) -> u32 {
-        self.mask + 1
+        self.slots
     }
 
     /// Returns how many requests may be pushed now.
@@ -58,20 +68,7 @@ impl<M: RingMemory> FrontRing<M> {
         if self.free() == 0 {
             return false;
         }
-        self.memory.write_request(self.req_prod.slot(self.mask), request);
-        self.req_prod = self.req_prod.plus(1);
-        true
-    }
-
-    /// The same for a request of which only the first `bytes` bytes are of use. What is written behind them is not said: more of
-    /// it, or what the slot had before, which the peer has seen.
-    #[inline]
-    #[must_use = "without room nothing was written"]
-    pub fn push_start(&mut self, request: &M::Request, bytes: usize) -> bool {
-        if self.free() == 0 {
-            return false;
-        }
-        self.memory.write_request_start(self.req_prod.slot(self.mask), request, bytes);
+        self.memory.write_request(self.req_prod.slot(self.memory.slots() - 1), request);
         self.req_prod = self.req_prod.plus(1);
         true
     }
@@ -84,11 +81,10 @@ impl<M: RingMemory> FrontRing<M> {
             return Notify::No;
         }
         self.req_published = new;
-        // Release: the slots before the index, for the back end that reads the index.
-        self.memory.store(Field::ReqProd, new, Ordering::Release);
-        // Our index before our look at its wish; pairs with the fence in `BackRing::arm`.
-        fence(Ordering::SeqCst);
-        let event = self.memory.load(Field::ReqEvent, Ordering::Relaxed);
+        // The slots before the index, for the back end that reads the index; and our index before our look at its wish, which
+        // pairs with `BackRing::arm`.
+        self.memory.announce(Field::ReqProd, new);
+        let event = self.memory.load(Field::ReqEvent, Ordering::SeqCst);
         if passes(old, new, event) { Notify::Yes } else { Notify::No }
     }
 
@@ -101,7 +97,7 @@ impl<M: RingMemory> FrontRing<M> {
         if self.rsp_cons == self.rsp_prod && !self.refresh()? {
             return Ok(None);
         }
-        let response = self.memory.read_response(self.rsp_cons.slot(self.mask));
+        let response = self.memory.read_response(self.rsp_cons.slot(self.memory.slots() - 1));
         self.rsp_cons = self.rsp_cons.plus(1);
         Ok(Some(response))
     }
@@ -110,25 +106,49 @@ impl<M: RingMemory> FrontRing<M> {
     ///
     /// # Errors
     /// [`RingError`] as [`pop`](Self::pop).
+    #[inline]
     pub fn arm(&mut self) -> Result<bool, RingError> {
-        self.memory.store(Field::RspEvent, self.rsp_cons.plus(1), Ordering::Relaxed);
-        // Our wish before our last look at its index; pairs with the fence in `BackRing::publish`.
-        fence(Ordering::SeqCst);
-        Ok(self.rsp_cons != self.rsp_prod || self.refresh()?)
+        if self.rsp_cons != self.rsp_prod {
+            return Ok(true);
+        }
+        let wish = self.rsp_cons.plus(1);
+        // A wish stands until it is another. So nothing is written where the other end writes, if somebody looks again in vain.
+        if self.armed != wish {
+            self.armed = wish;
+            if self.rsp_cons == self.req_published {
+                // Nothing is under way, so nothing can come before the next `publish`, which puts its barrier behind our wish.
+                self.memory.store(Field::RspEvent, wish, Ordering::Relaxed);
+            } else {
+                // Our wish before our last look at its index; pairs with `BackRing::publish`.
+                self.memory.announce(Field::RspEvent, wish);
+            }
+        }
+        self.refresh()
     }
 
-    /// Reads the peer's index, and tells whether there are responses.
+    /// Reads the peer's index when what is known of it is used up, and tells whether there are responses.
+    #[inline]
     fn refresh(&mut self) -> Result<bool, RingError> {
-        if let Some(error) = self.broken {
-            return Err(error);
+        if self.broken.is_some() {
+            return self.fail(0);
         }
-        // Acquire: the index before the slots that it covers.
-        let rsp_prod = self.memory.load(Field::RspProd, Ordering::Acquire);
-        let (claimed, size) = (rsp_prod.minus(self.rsp_cons), self.req_published.minus(self.rsp_cons));
-        if claimed > size {
-            return Err(*self.broken.insert(RingError::PeerOverflow { claimed, size }));
+        // Acquire: the index before the slots that it covers. And after our wish, if it is `arm` that asks.
+        let rsp_prod = self.memory.load(Field::RspProd, Ordering::SeqCst);
+        let claimed = rsp_prod.minus(self.rsp_cons);
+        if claimed == 0 {
+            return Ok(false);
+        }
+        if claimed > self.req_published.minus(self.rsp_cons) {
+            return self.fail(claimed);
         }
         self.rsp_prod = rsp_prod;
-        Ok(claimed > 0)
+        Ok(true)
+    }
+
+    /// Breaks the ring, if it isn't broken, and tells why it is.
+    #[cold]
+    fn fail(&mut self, claimed: u32) -> Result<bool, RingError> {
+        let size = self.req_published.minus(self.rsp_cons);
+        Err(*self.broken.get_or_insert(RingError::PeerOverflow { claimed, size }))
     }
 }

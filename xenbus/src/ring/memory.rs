@@ -3,7 +3,7 @@
 use core::fmt;
 use core::mem::{MaybeUninit, offset_of};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use hypercall::grant::{Access, Grants, MapError, MapRequest, SharedPages, Window};
 use hypercall::mem::{OutOfMemory, PAGE_SIZE, Shared};
@@ -98,15 +98,17 @@ pub trait RingMemory {
     fn load(&self, field: Field, order: Ordering) -> Self::Index;
     /// Writes an index word.
     fn store(&self, field: Field, value: Self::Index, order: Ordering);
+    /// Writes an index word, after all that was written before (release), and before what is read next: a full barrier between
+    /// the two. What is read next is a [`load`](Self::load) with [`Ordering::SeqCst`].
+    fn announce(&self, field: Field, value: Self::Index);
     /// Copies the request in a slot. `slot` < `slots()`.
     fn read_request(&self, slot: usize) -> Self::Request;
+    /// Copies what is in use of the request in a slot, and may leave the rest of `to` as it was. `slot` < `slots()`.
+    fn read_request_into(&self, slot: usize, to: &mut Self::Request) {
+        *to = self.read_request(slot);
+    }
     /// Copies a request into a slot. `slot` < `slots()`.
     fn write_request(&self, slot: usize, request: &Self::Request);
-    /// Copies the first `bytes` bytes of a request into a slot, or more of it.
-    #[inline]
-    fn write_request_start(&self, slot: usize, request: &Self::Request, _bytes: usize) {
-        self.write_request(slot, request);
-    }
     /// Copies the response in a slot. `slot` < `slots()`.
     fn read_response(&self, slot: usize) -> Self::Response;
     /// Copies a response into a slot. `slot` < `slots()`.
@@ -178,7 +180,7 @@ unsafe impl<P: Platform> Backing for MappedPages<P> {
 pub struct RingPages<B: Backing, Q, S> {
     backing: B,
     base: NonNull<u8>,
-    slots: u32,
+    mask: u32,
     of: core::marker::PhantomData<(Q, S)>,
 }
 
@@ -189,6 +191,13 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
     /// Bytes of a slot: the larger of request and response.
     const SLOT: usize = if size_of::<Q>() > size_of::<S>() { size_of::<Q>() } else { size_of::<S>() };
 
+    /// Bytes that a slot is copied by: a register, where all in a slot is made of them. One size for all: Miri can't follow a place
+    /// that is accessed in two.
+    const WORD: usize = {
+        let sizes = size_of::<Q>() | Q::HEAD | size_of::<S>() | S::HEAD;
+        if sizes.is_multiple_of(size_of::<usize>()) { size_of::<usize>() } else { size_of::<u32>() }
+    };
+
     /// Puts a ring into `backing`; as many slots as it holds, rounded down to a power of two. Changes nothing in it.
     ///
     /// # Panics
@@ -197,9 +206,9 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
         let view = backing.view();
         assert!(view.is_writable() && view.as_ptr().addr().get().is_multiple_of(PAGE_SIZE), "a ring in {view:?}");
         let fit = view.len().saturating_sub(RING_HEADER_SIZE) / Self::SLOT;
-        let slots = 1u32 << fit.ilog2();
+        let mask = (1u32 << fit.ilog2()) - 1;
         let base = view.as_ptr();
-        Self { backing, base, slots, of: core::marker::PhantomData }
+        Self { backing, base, mask, of: core::marker::PhantomData }
     }
 
     /// Returns the memory that the ring stands in.
@@ -216,36 +225,140 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
     #[inline]
     fn slot(&self, slot: usize) -> *mut u8 {
         // A power of two: an index beyond is taken for one within.
-        let slot = slot & (self.slots as usize - 1);
+        let slot = slot & self.mask as usize;
         // SAFETY: `new` made as many slots as the memory holds.
         unsafe { self.base.as_ptr().add(RING_HEADER_SIZE + slot * Self::SLOT) }
     }
 
-    /// Copies a `T` out of a slot, each word read once.
+    /// Copies what is in use of a `T` out of a slot and leaves the rest. Each word is loaded once at most: how many there are is told
+    /// by the copy.
     #[inline]
-    fn read<T: Wire>(&self, slot: usize) -> T {
-        let from = self.slot(slot).cast::<u32>();
-        let mut to = MaybeUninit::<T>::uninit();
-        for index in 0..size_of::<T>() / 4 {
-            // SAFETY: a slot is at least as large as `T` and aligned to four bytes, like every slot size of `Wire` types.
-            let word = unsafe { AtomicU32::from_ptr(from.add(index)) }.load(Ordering::Relaxed);
-            // SAFETY: inside `to`, whose alignment may be less than four.
-            unsafe { to.as_mut_ptr().cast::<u32>().add(index).write_unaligned(word) };
+    fn read_into<T: Wire>(&self, slot: usize, to: &mut T) {
+        let from = self.slot(slot);
+        let into = core::ptr::from_mut(to).cast::<u8>();
+        for word in 0..T::HEAD / Self::WORD {
+            // SAFETY: a slot is at least as large as `T`.
+            unsafe { Self::load(from, into, word) };
         }
-        // SAFETY: all bytes were written, and `Wire` accepts every pattern of them.
-        unsafe { to.assume_init() }
+        if T::HEAD == size_of::<T>() {
+            return;
+        }
+        let count = to.tail() * (8 / Self::WORD);
+        if count == 1 {
+            // SAFETY: there is more than the head.
+            return unsafe { Self::load(from, into, T::HEAD / Self::WORD) };
+        }
+        let count = count.min((size_of::<T>() - T::HEAD) / Self::WORD);
+        // SAFETY: that many are behind the head, in the slot and in `to`.
+        unsafe { Self::load_run(from.add(T::HEAD), into.add(T::HEAD), count) };
     }
 
-    /// Copies the first `bytes` bytes of a `T` into a slot, rounded up to words.
+    /// Copies what is in use of a `T` out of a slot; the rest is zero.
     #[inline]
-    fn write<T: Wire>(&self, slot: usize, value: &T, bytes: usize) {
-        let to = self.slot(slot).cast::<u32>();
-        let from = core::ptr::from_ref(value).cast::<u32>();
-        for index in 0..bytes.min(size_of::<T>()).div_ceil(4) {
-            // SAFETY: inside `value`, which has no padding as `Wire` says.
-            let word = unsafe { from.add(index).read_unaligned() };
-            // SAFETY: a slot is at least as large as `T` and aligned to four bytes.
-            unsafe { AtomicU32::from_ptr(to.add(index)) }.store(word, Ordering::Relaxed);
+    fn read<T: Wire>(&self, slot: usize) -> T {
+        // SAFETY: `Wire` accepts every pattern of bytes, so zeroes too.
+        let mut to: T = unsafe { MaybeUninit::zeroed().assume_init() };
+        self.read_into(slot, &mut to);
+        to
+    }
+
+    /// Copies what is in use of a `T` into a slot.
+    #[inline]
+    fn write<T: Wire>(&self, slot: usize, value: &T) {
+        // First, while the compiler may still know what `value` was made of.
+        let count = value.tail() * (8 / Self::WORD);
+        let to = self.slot(slot);
+        let from = core::ptr::from_ref(value).cast::<u8>();
+        for word in 0..T::HEAD / Self::WORD {
+            // SAFETY: a slot is at least as large as `T`.
+            unsafe { Self::save(to, from, word) };
+        }
+        if T::HEAD == size_of::<T>() {
+            return;
+        }
+        if count == 1 {
+            // SAFETY: there is more than the head.
+            return unsafe { Self::save(to, from, T::HEAD / Self::WORD) };
+        }
+        let count = count.min((size_of::<T>() - T::HEAD) / Self::WORD);
+        // SAFETY: that many are behind the head, in the slot and in `value`.
+        unsafe { Self::save_run(to.add(T::HEAD), from.add(T::HEAD), count) };
+    }
+
+    /// Copies words out of a slot, by the bits of their number: a loop of which the compiler knows no end would cost more than the
+    /// copy itself.
+    ///
+    /// # Safety
+    /// There are as many, less than 32.
+    #[inline(never)]
+    unsafe fn load_run(mut from: *mut u8, mut to: *mut u8, count: usize) {
+        for run in [16, 8, 4, 2, 1] {
+            if count & run != 0 {
+                for word in 0..run {
+                    // SAFETY: as the caller promises.
+                    unsafe { Self::load(from, to, word) };
+                }
+                // SAFETY: as above.
+                (from, to) = unsafe { (from.add(run * Self::WORD), to.add(run * Self::WORD)) };
+            }
+        }
+    }
+
+    /// Copies words into a slot, as [`load_run`](Self::load_run) does out of one.
+    ///
+    /// # Safety
+    /// As for that.
+    #[inline(never)]
+    unsafe fn save_run(mut to: *mut u8, mut from: *const u8, count: usize) {
+        for run in [16, 8, 4, 2, 1] {
+            if count & run != 0 {
+                for word in 0..run {
+                    // SAFETY: as the caller promises.
+                    unsafe { Self::save(to, from, word) };
+                }
+                // SAFETY: as above.
+                (from, to) = unsafe { (from.add(run * Self::WORD), to.add(run * Self::WORD)) };
+            }
+        }
+    }
+
+    /// Copies one word out of a slot.
+    ///
+    /// # Safety
+    /// There is such a word, in the slot and at `to`.
+    #[inline]
+    unsafe fn load(slot: *mut u8, to: *mut u8, word: usize) {
+        let at = word * Self::WORD;
+        #[cfg(all(test, not(loom)))]
+        tests::note_load(slot.wrapping_add(at));
+        // SAFETY: as the caller promises; slots are aligned to words, and what is private may be less than that.
+        unsafe {
+            if Self::WORD == size_of::<u64>() {
+                let word = AtomicU64::from_ptr(slot.add(at).cast()).load(Ordering::Relaxed);
+                to.add(at).cast::<u64>().write_unaligned(word);
+            } else {
+                let word = AtomicU32::from_ptr(slot.add(at).cast()).load(Ordering::Relaxed);
+                to.add(at).cast::<u32>().write_unaligned(word);
+            }
+        }
+    }
+
+    /// Copies one word into a slot.
+    ///
+    /// # Safety
+    /// There is such a word, in the slot and at `from`.
+    #[inline]
+    unsafe fn save(slot: *mut u8, from: *const u8, word: usize) {
+        let at = word * Self::WORD;
+        // SAFETY: as for `load`.
+        unsafe {
+            if Self::WORD == size_of::<u64>() {
+                let word = from.add(at).cast::<u64>().read_unaligned();
+                AtomicU64::from_ptr(slot.add(at).cast()).store(word, Ordering::Relaxed);
+            } else {
+                let word = from.add(at).cast::<u32>().read_unaligned();
+                AtomicU32::from_ptr(slot.add(at).cast()).store(word, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -257,7 +370,7 @@ impl<B: Backing, Q: Wire, S: Wire> RingMemory for RingPages<B, Q, S> {
 
     #[inline]
     fn slots(&self) -> u32 {
-        self.slots
+        self.mask + 1
     }
 
     #[inline]
@@ -271,18 +384,23 @@ impl<B: Backing, Q: Wire, S: Wire> RingMemory for RingPages<B, Q, S> {
     }
 
     #[inline]
+    fn announce(&self, field: Field, value: u32) {
+        self.word(field).swap(value, Ordering::SeqCst);
+    }
+
+    #[inline]
     fn read_request(&self, slot: usize) -> Q {
         self.read(slot)
     }
 
     #[inline]
-    fn write_request(&self, slot: usize, request: &Q) {
-        self.write(slot, request, size_of::<Q>());
+    fn read_request_into(&self, slot: usize, request: &mut Q) {
+        self.read_into(slot, request);
     }
 
     #[inline]
-    fn write_request_start(&self, slot: usize, request: &Q, bytes: usize) {
-        self.write(slot, request, bytes);
+    fn write_request(&self, slot: usize, request: &Q) {
+        self.write(slot, request);
     }
 
     #[inline]
@@ -292,6 +410,9 @@ impl<B: Backing, Q: Wire, S: Wire> RingMemory for RingPages<B, Q, S> {
 
     #[inline]
     fn write_response(&self, slot: usize, response: &S) {
-        self.write(slot, response, size_of::<S>());
+        self.write(slot, response);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

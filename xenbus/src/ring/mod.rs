@@ -16,12 +16,17 @@
 //! - Our private indices are the truth. What we have published is never read back.
 //! - The peer's index is read when the last reading is used up, and then bounded: a ring that claims more than it can hold
 //!   is [broken](RingError), once and for all.
-//! - A slot is copied out once, word by word, and never looked at again.
+//! - A slot is copied out once, word by word, and never looked at again. How many words there are is told by those that were copied
+//!   ([`Wire::tail`](xen_sys::Wire::tail)).
 //!
 //! # Why no event is lost
 //! Each side publishes its index and *then* looks whether the other wants to be told; each side says that it wants to be
 //! told and *then* looks at the index once more ([`FrontRing::arm`], [`BackRing::arm`]). Between the two steps stands a full
 //! barrier on both sides, so at least one of them sees the other's store.
+//!
+//! The barriers are most of what a request costs that travels alone. So the store is itself the barrier (an exchange,
+//! [`RingMemory::announce`]); a wish that stands is not written again; a front end with nothing under way has its barrier in the next
+//! publish; and a back end that has answered all that it took gets both by one ([`BackRing::publish_and_arm`]).
 
 mod back;
 pub mod bytes;
@@ -37,9 +42,9 @@ pub use owned::OwnedByteRings;
 use core::fmt;
 
 #[cfg(not(loom))]
-pub(crate) use core::sync::atomic::{Ordering, fence};
+pub(crate) use core::sync::atomic::Ordering;
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{Ordering, fence};
+pub(crate) use loom::sync::atomic::Ordering;
 
 /// Whether the other end wants to be told of what was published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

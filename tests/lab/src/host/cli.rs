@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::host::{conformance, demo, fast, linux, setup};
+use crate::host::{bench, conformance, demo, fast, linux, setup};
 
 /// Xen PV drivers in Rust, at work
 #[derive(Debug, Parser)]
@@ -22,9 +22,18 @@ struct Cli {
 enum Command {
     /// Copies a disk image between two domains of the mock hypervisor, and shows what it cost (the default)
     Demo(demo::Args),
+    /// What things cost
+    #[command(subcommand)]
+    Bench(Bench),
     /// Real Xen under QEMU
     #[command(subcommand)]
     Xen(Xen),
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// A request through the message ring, beside the C macros of Xen's headers and virtio
+    Ring(bench::ring::Args),
 }
 
 #[derive(Debug, Subcommand)]
@@ -56,6 +65,7 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         None => demo::run(&cli.demo),
         Some(Command::Demo(args)) => demo::run(args),
+        Some(Command::Bench(Bench::Ring(args))) => bench::ring::run(args),
         Some(Command::Xen(Xen::Setup)) => setup::run(),
         Some(Command::Xen(Xen::Fast(args))) => fast::run(args),
         Some(Command::Xen(Xen::Linux(args))) => linux::run(args),

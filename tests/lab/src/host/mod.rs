@@ -1,6 +1,7 @@
 //! The command on the developer's machine.
 
 mod apt;
+mod bench;
 mod block;
 mod cli;
 mod conformance;

@@ -1,0 +1,25 @@
+//! What the message rings cost.
+//!
+//! [`work`] is the workload, on our rings; `c/ring.c` is the same on Xen's C macros, and `virtio` the like of it on the crates that
+//! a Rust program would use otherwise. Instructions are counted by callgrind (`count`), which repeats to the last few; time is told
+//! only as a ratio of what ran in turns (`time`).
+//!
+//! Built for the bare target as a static library, this package is our half of the comparison under the flags of a kernel, which
+//! has no vector registers.
+#![cfg_attr(target_os = "none", no_std)]
+
+pub mod work;
+
+#[cfg(target_os = "none")]
+mod bare;
+
+#[cfg(not(target_os = "none"))]
+pub mod baseline;
+#[cfg(not(target_os = "none"))]
+pub mod count;
+#[cfg(not(target_os = "none"))]
+pub mod rivals;
+#[cfg(not(target_os = "none"))]
+pub mod time;
+#[cfg(not(target_os = "none"))]
+mod virtio;

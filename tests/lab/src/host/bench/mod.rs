@@ -1,0 +1,4 @@
+//! What things cost.
+
+mod plot;
+pub(crate) mod ring;
