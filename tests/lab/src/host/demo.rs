@@ -33,7 +33,7 @@ pub(crate) struct Args {
     /// Decides the frame numbers and the order of all that happens
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Writes all that happens to a file, as a timeline for https://ui.perfetto.dev
+    /// Writes all that happens to a file, as a timeline for Perfetto (ui.perfetto.dev)
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
 }
