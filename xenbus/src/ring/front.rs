@@ -65,7 +65,7 @@ impl<M: RingMemory> FrontRing<M> {
 
     /// The same for a request of which only the first `bytes` bytes are of use. What is written behind them is not said: more of
     /// it, or what the slot had before, which the peer has seen.
-    #[inline]
+    #[inline(always)]
     #[must_use = "without room nothing was written"]
     pub fn push_start(&mut self, request: &M::Request, bytes: usize) -> bool {
         if self.free() == 0 {

@@ -3,7 +3,7 @@
 use core::fmt;
 use core::mem::{MaybeUninit, offset_of};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use hypercall::grant::{Access, Grants, MapError, MapRequest, SharedPages, Window};
 use hypercall::mem::{OutOfMemory, PAGE_SIZE, Shared};
@@ -221,31 +221,56 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
         unsafe { self.base.as_ptr().add(RING_HEADER_SIZE + slot * Self::SLOT) }
     }
 
+    /// Whether a `T` is copied in words of 64 bits: on a processor that has them, where slots and `T` are made of them.
+    const fn is_wide<T>() -> bool {
+        cfg!(target_pointer_width = "64") && Self::SLOT.is_multiple_of(8) && size_of::<T>().is_multiple_of(8)
+    }
+
     /// Copies a `T` out of a slot, each word read once.
     #[inline]
     fn read<T: Wire>(&self, slot: usize) -> T {
-        let from = self.slot(slot).cast::<u32>();
+        let from = self.slot(slot);
         let mut to = MaybeUninit::<T>::uninit();
-        for index in 0..size_of::<T>() / 4 {
-            // SAFETY: a slot is at least as large as `T` and aligned to four bytes, like every slot size of `Wire` types.
-            let word = unsafe { AtomicU32::from_ptr(from.add(index)) }.load(Ordering::Relaxed);
-            // SAFETY: inside `to`, whose alignment may be less than four.
-            unsafe { to.as_mut_ptr().cast::<u32>().add(index).write_unaligned(word) };
+        if Self::is_wide::<T>() {
+            for index in 0..size_of::<T>() / 8 {
+                // SAFETY: a slot is at least as large as `T`, and aligned to eight bytes, as the header and each slot are made of
+                // so many.
+                let word = unsafe { AtomicU64::from_ptr(from.cast::<u64>().add(index)) }.load(Ordering::Relaxed);
+                // SAFETY: inside `to`, whose alignment may be less.
+                unsafe { to.as_mut_ptr().cast::<u64>().add(index).write_unaligned(word) };
+            }
+        } else {
+            for index in 0..size_of::<T>() / 4 {
+                // SAFETY: a slot is at least as large as `T` and aligned to four bytes, like every slot size of `Wire` types.
+                let word = unsafe { AtomicU32::from_ptr(from.cast::<u32>().add(index)) }.load(Ordering::Relaxed);
+                // SAFETY: inside `to`, whose alignment may be less than four.
+                unsafe { to.as_mut_ptr().cast::<u32>().add(index).write_unaligned(word) };
+            }
         }
         // SAFETY: all bytes were written, and `Wire` accepts every pattern of them.
         unsafe { to.assume_init() }
     }
 
     /// Copies the first `bytes` bytes of a `T` into a slot, rounded up to words.
-    #[inline]
+    #[inline(always)]
     fn write<T: Wire>(&self, slot: usize, value: &T, bytes: usize) {
-        let to = self.slot(slot).cast::<u32>();
-        let from = core::ptr::from_ref(value).cast::<u32>();
-        for index in 0..bytes.min(size_of::<T>()).div_ceil(4) {
-            // SAFETY: inside `value`, which has no padding as `Wire` says.
-            let word = unsafe { from.add(index).read_unaligned() };
-            // SAFETY: a slot is at least as large as `T` and aligned to four bytes.
-            unsafe { AtomicU32::from_ptr(to.add(index)) }.store(word, Ordering::Relaxed);
+        let to = self.slot(slot);
+        let from = core::ptr::from_ref(value);
+        let bytes = bytes.min(size_of::<T>());
+        if Self::is_wide::<T>() {
+            for index in 0..bytes.div_ceil(8) {
+                // SAFETY: inside `value`, which has no padding as `Wire` says.
+                let word = unsafe { from.cast::<u64>().add(index).read_unaligned() };
+                // SAFETY: as in `read`.
+                unsafe { AtomicU64::from_ptr(to.cast::<u64>().add(index)) }.store(word, Ordering::Relaxed);
+            }
+        } else {
+            for index in 0..bytes.div_ceil(4) {
+                // SAFETY: inside `value`, which has no padding as `Wire` says.
+                let word = unsafe { from.cast::<u32>().add(index).read_unaligned() };
+                // SAFETY: a slot is at least as large as `T` and aligned to four bytes.
+                unsafe { AtomicU32::from_ptr(to.cast::<u32>().add(index)) }.store(word, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -280,7 +305,7 @@ impl<B: Backing, Q: Wire, S: Wire> RingMemory for RingPages<B, Q, S> {
         self.write(slot, request, size_of::<Q>());
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_request_start(&self, slot: usize, request: &Q, bytes: usize) {
         self.write(slot, request, bytes);
     }
