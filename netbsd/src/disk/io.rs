@@ -78,7 +78,9 @@ impl Part {
             let page = NonNull::new(data.wrapping_sub(offset).wrapping_add(index * PAGE_SIZE))?;
             *frame = u32::try_from(kernel.gfn_of(page).0).ok()?;
         }
-        Some(Self { io, offset: offset as u16, len: len as u32, data: NonNull::new(data)?, frames })
+        // A flush has no memory: then this is nowhere, and nobody looks.
+        let data = if len == 0 { NonNull::dangling() } else { NonNull::new(data)? };
+        Some(Self { io, offset: offset as u16, len: len as u32, data, frames })
     }
 
     /// Returns how many bytes at `data` one part can take: up to the end of its last page.

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Bed, DEPTH, Done, FrontOwner, Lots, RawBack, answer};
 use hypercall::{DomId, Platform};
-use xbd::front::{IoError, QueueError, SubmitError};
+use xbd::front::{Config, IoError, QueueError, SubmitError};
 use xbd::protocol::Operation;
 use xen_sys::io::blkif::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, BlkifOp, BlkifResponse};
 use xenbus::device::State;
@@ -526,7 +526,19 @@ fn back_end_that_is_back_before_it_was_seen_to_go_ends_the_device() {
 /// nothing is left.
 #[test]
 fn ten_thousand_flips_of_the_back_end_end_each_request_once_and_leave_nothing() {
-    let flips = if cfg!(miri) { 20 } else { 10_000 };
+    flip(if cfg!(miri) { 20 } else { 10_000 }, Config::DEFAULT);
+}
+
+#[test]
+fn flips_of_a_back_end_that_is_waited_for_or_not_trusted_end_each_request_once_too() {
+    let flips = if cfg!(miri) { 20 } else { 5_000 };
+    let untrusted = Config { trusted: false, max_grants: 20, ..Config::DEFAULT };
+    for config in [untrusted, Config { reconnect: true, ..untrusted }, Config { reconnect: true, ..Config::DEFAULT }] {
+        flip(flips, config);
+    }
+}
+
+fn flip(flips: u32, config: Config) {
     let bed = Bed::new(47);
     let mut lots = Lots(47);
     let mut owner: Option<FrontOwner> = None;
@@ -535,7 +547,7 @@ fn ten_thousand_flips_of_the_back_end_end_each_request_once_and_leave_nothing() 
     for _ in 0..flips {
         let mut front = owner.take().unwrap_or_else(|| {
             lives += 1;
-            FrontOwner::new(&bed)
+            FrontOwner::with(&bed, config).unwrap()
         });
         match lots.below(12) {
             // Mostly the way that leads somewhere.
@@ -587,7 +599,7 @@ fn ten_thousand_flips_of_the_back_end_end_each_request_once_and_leave_nothing() 
             owner = Some(front);
         }
     }
-    assert!(cfg!(miri) || (lives > 50 && connections > 50 && ios > 500), "{lives} {connections} {ios}");
+    assert!(cfg!(miri) || (lives > 20 && connections > 20 && ios > 200), "{lives} {connections} {ios} {config:?}");
     drop((owner, raw));
     bed.check_quiet();
 }

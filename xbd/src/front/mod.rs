@@ -167,6 +167,14 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
         self.disk.as_ref()
     }
 
+    /// Returns a place for a queue, as the owner brought it.
+    ///
+    /// # Panics
+    /// If there is no such place.
+    pub fn place(&mut self, index: usize) -> &mut Q {
+        &mut self.places[index]
+    }
+
     /// Returns how many queues there are: as many as there are places, or fewer if the back end has fewer.
     pub const fn queues(&self) -> usize {
         self.used

@@ -405,11 +405,9 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     }
 
     /// All requests of an I/O are answered.
-    #[inline]
+    #[inline(always)]
     fn answer(&mut self, number: u16, done: &mut impl FnMut(Completion<B>)) {
-        let io = &mut self.ios[usize::from(number)];
-        io.state = IoState::Answered;
-        self.answered += 1;
+        let io = &self.ios[usize::from(number)];
         if io.result == Err(IoError::NotSupported) {
             let operation = io.operation;
             self.learn_lack(operation);
@@ -418,6 +416,8 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             self.bring_back(number);
         }
         if !self.finish(number, done) {
+            self.ios[usize::from(number)].state = IoState::Answered;
+            self.answered += 1;
             self.counters.still_mapped += 1;
         }
     }
@@ -429,6 +429,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     }
 
     /// Takes the data of an I/O out of the own pages, and these back.
+    #[inline(never)]
     fn bring_back(&mut self, number: u16) {
         let (Some(bounce), io) = (&mut self.bounce, &mut self.ios[usize::from(number)]) else { return };
         let first = core::mem::replace(&mut io.pages, NONE);
@@ -441,19 +442,17 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         self.counters.still_mapped += bounce.end(first);
     }
 
-    /// Completes an answered I/O, unless the back end still maps a page of it.
-    #[inline]
+    /// Completes an I/O whose requests are all answered, unless the back end still maps a page of it.
+    #[inline(always)]
     fn finish(&mut self, number: u16, done: &mut impl FnMut(Completion<B>)) -> bool {
-        let io = &mut self.ios[usize::from(number)];
-        if io.state != IoState::Answered {
-            return true;
-        }
         let Ok(buffer) = self.buffers.recall(number) else { return false };
+        let io = &mut self.ios[usize::from(number)];
         io.state = IoState::Free;
         let result = io.result;
         self.free_ios.put(number);
-        self.answered -= 1;
-        self.counters.errors += u64::from(result.is_err());
+        if result.is_err() {
+            self.counters.errors += 1;
+        }
         if let Some(buffer) = buffer {
             done(Completion { buffer: Returned::Whole(buffer), result });
         }
@@ -466,8 +465,11 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         if let Some(bounce) = &mut self.bounce {
             bounce.retry();
         }
-        for number in 0..self.ios.len() {
-            let _ = self.finish(number as u16, done);
+        for number in 0..self.ios.len() as u16 {
+            let answered = self.ios[usize::from(number)].state == IoState::Answered;
+            if answered && self.finish(number, done) {
+                self.answered -= 1;
+            }
         }
     }
 

@@ -22,6 +22,8 @@ const SECTORS_PER_PAGE: u64 = (hypercall::mem::PAGE_SIZE / SECTOR) as u64;
 struct Size {
     segments: usize,
     sectors: u64,
+    /// First and last sector of the last segment, within its page.
+    last: (u8, u8),
 }
 
 impl<D: Domain, B: Buffer> Queue<D, B> {
@@ -92,8 +94,28 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             return Err((SubmitError::Full, buffer));
         }
         let Some(number) = self.free_ios.take() else { return Err((SubmitError::Full, buffer)) };
+        let access = access(operation);
+        if size.segments == 1 {
+            // The commonest of all, in which everything is known but the grant.
+            let mut gref = GrantRef(0);
+            if let Err(buffer) = self.buffers.lend(number, access, 1, buffer, |only, _| gref = only) {
+                self.free_ios.put(number);
+                return Err((SubmitError::Full, buffer));
+            }
+            self.note(number, operation, sector, size, 1);
+            self.counters.segments += 1;
+            let (first, last) = size.last;
+            if let (Some(index), Some(segment)) = (self.free_slots.take(), Segment::new(gref, first, last)) {
+                self.slots[usize::from(index)] = Slot { io: number, operation: operation.wire(), table: NONE };
+                self.counters.requests += 1;
+                let raw = Native::emit_one(index.into(), operation, sector, segment);
+                // There is room: a ring has as many slots as there are numbers, and this one was free.
+                let _ = self.ring.push(&raw);
+            }
+            return Ok(());
+        }
         let mut list = Segments::EMPTY;
-        let lent = self.buffers.lend(number, access(operation), size.segments, buffer, |gref, part| {
+        let lent = self.buffers.lend(number, access, size.segments, buffer, |gref, part| {
             if let Some(segment) = wire_segment(gref, &part) {
                 // There is room: `measure` has counted.
                 let _ = list.push(segment);
@@ -202,11 +224,12 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         if operation.mutates() && disk.read_only {
             return Err(SubmitError::ReadOnly);
         }
-        let mut size = Size { segments: 0, sectors: 0 };
+        let mut size = Size { segments: 0, sectors: 0, last: (0, 0) };
         for part in buffer.segments() {
-            let Some(segment) = wire_segment(GrantRef(0), &part) else { return Err(SubmitError::BadBuffer) };
-            size.sectors += segment.sectors();
+            let Some((first, last)) = sectors_of(&part) else { return Err(SubmitError::BadBuffer) };
+            size.sectors += u64::from(last - first) + 1;
             size.segments += 1;
+            size.last = (first, last);
         }
         match operation {
             Operation::Read | Operation::Write if size.segments == 0 => return Err(SubmitError::BadBuffer),
@@ -302,7 +325,6 @@ struct Sender<'a, D: Domain> {
 
 impl<D: Domain> Sender<'_, D> {
     /// Writes a request. The caller has seen that there is room.
-    #[inline]
     fn send(&mut self, table: u16, operation: Operation, sector: u64, data: Data) {
         let Some(index) = self.free_slots.take() else { return };
         self.slots[usize::from(index)] = Slot { io: self.number, operation: operation.wire(), table };
@@ -390,9 +412,16 @@ impl<D: Domain> Split<'_, D> {
 /// Returns a part of a buffer as the wire has it; `None` if it is not made of whole sectors.
 #[inline]
 fn wire_segment(gref: GrantRef, part: &hypercall::mem::Segment) -> Option<Segment> {
+    let (first, last) = sectors_of(part)?;
+    Segment::new(gref, first, last)
+}
+
+/// Returns the first and the last sector of a part of a buffer, within its page; `None` if it is not made of whole sectors.
+#[inline]
+fn sectors_of(part: &hypercall::mem::Segment) -> Option<(u8, u8)> {
     let (offset, len) = (usize::from(part.offset), usize::from(part.len));
-    if len == 0 || (offset | len) % SECTOR != 0 {
+    if len == 0 || (offset | len) % SECTOR != 0 || offset + len > hypercall::mem::PAGE_SIZE {
         return None;
     }
-    Segment::new(gref, (offset / SECTOR) as u8, ((offset + len) / SECTOR - 1) as u8)
+    Some(((offset / SECTOR) as u8, ((offset + len) / SECTOR - 1) as u8))
 }

@@ -54,6 +54,9 @@ pub trait Layout {
     /// Writes a request as it goes over the wire. What it doesn't use is zero: nothing of the stack leaks.
     fn emit(request: &Request) -> Self::Request;
 
+    /// The same of a read or write of a single segment, which is the commonest.
+    fn emit_one(id: u64, operation: Operation, sector: u64, segment: Segment) -> Self::Request;
+
     /// Writes a response as it goes over the wire.
     fn respond(answer: &Answer) -> Self::Response;
 
@@ -158,6 +161,13 @@ macro_rules! layout {
             #[inline]
             fn emit(request: &Request) -> Self::Request {
                 emit(request)
+            }
+
+            #[inline]
+            fn emit_one(id: u64, operation: Operation, sector: u64, segment: Segment) -> Self::Request {
+                let mut segments = [BlkifRequestSegment::default(); MAX_SEGMENTS];
+                segments[0] = segment.wire();
+                Self::Request::direct_of(Head { operation: operation.wire(), second: 1, id, sector }, segments)
             }
 
             #[inline]

@@ -167,10 +167,10 @@ fn untrusted_back_end_sees_the_sectors_of_a_request_and_zeros_and_nothing_of_an_
                         let page = player.page(&bed, segment.gref, Access::ReadWrite).unwrap();
                         assert!(page.iter().all(|byte| *byte == 0), "{round} {shape:?}");
                     }
-                    player.fill(&bed, &requests[0], |sector| sector as u8 % 32 | 0x80);
+                    player.fill(&bed, &requests[0], |sector| (sector as u8 % 32) | 0x80);
                     player.all_well(&requests);
                     let mut read = back(&bed, &mut front);
-                    let expected: Vec<u8> = (0..data.len()).map(|at| (at / 512) as u8 % 32 | 0x80).collect();
+                    let expected: Vec<u8> = (0..data.len()).map(|at| ((at / 512) as u8 % 32) | 0x80).collect();
                     assert!(read[0].0.data() == expected);
                     // Around them, all is as it was.
                     let (mut whole, pages) = (vec![0; shape.len() * PAGE_SIZE], read.remove(0).0);

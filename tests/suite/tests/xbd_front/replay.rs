@@ -187,7 +187,7 @@ fn page_that_the_old_back_end_maps_has_the_owners_patience_and_then_its_io_is_lo
         }
         front.step();
         assert_eq!(bed.front_state().as_deref(), Some("1"));
-        assert_eq!(front.front.is_waiting(), false);
+        assert!(!front.front.is_waiting());
         let lost = [Done { number: 0, result: Err(IoError::Lost), whole: false }];
         assert_eq!(front.done, if lets_go { &[][..] } else { &lost });
         drop(players);

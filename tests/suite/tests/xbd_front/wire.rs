@@ -1,15 +1,17 @@
 //! What goes over the wire for each kind of I/O, and how it is cut.
 
+use hypercall::Platform;
 use hypercall::grant::Access;
 use hypercall::mem::{PAGE_SIZE, PageBuf};
-use xbd::front::{Config, IoError, SubmitError};
+use xbd::front::{Change, Config, Front, IoError, Queue, SubmitError};
 use xbd::protocol::Operation;
 use xen_sys::io::blkif::x86_64::{BlkifRequestDiscard, BlkifRequestIndirect};
 use xen_sys::io::blkif::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, BlkifOp};
 use xen_sys::reinterpret;
+use xenbus::Place;
 use xenbus::device::State;
 
-use crate::common::Done;
+use crate::common::{Done, Io};
 use crate::player::{buffer, bytes, connected, discard, ends, submit, submit_on};
 
 const PLAIN: Config = Config::DEFAULT;
@@ -420,5 +422,53 @@ fn data_path_allocates_nothing_and_needs_nothing_but_the_moment_under_a_lock() {
             }
         }
         ends(bed, front, players);
+    }
+}
+
+/// A place behind a lock under which interrupts are held off: the mock finds whoever allocates, frees pages or waits there.
+struct Guarded(Option<Queue<mock::Node, Io>>, mock::Domain);
+
+impl Place<Queue<mock::Node, Io>> for Guarded {
+    fn with<R>(&mut self, work: impl FnOnce(&mut Option<Queue<mock::Node, Io>>) -> R) -> R {
+        let Self(queue, domain) = self;
+        domain.uninterrupted(|| work(queue))
+    }
+}
+
+#[test]
+fn life_cycle_does_nothing_under_a_lock_of_the_places_that_a_kernel_could_not() {
+    for config in [PLAIN, Config { trusted: false, ..PLAIN }, Config { reconnect: true, ..PLAIN }] {
+        let bed = crate::common::Bed::new(16);
+        let place = || Guarded(None, bed.front.platform.clone());
+        let mut front =
+            Front::with_places(&bed.front, &bed.device.front_path(), config, vec![place(), place()]).unwrap();
+        let mut over = Vec::with_capacity(100);
+        let mut changes = Vec::new();
+        for _ in 0..2 {
+            bed.back_says("sectors", 4096).unwrap();
+            bed.back_says("feature-max-indirect-segments", 32).unwrap();
+            bed.back_says("multi-queue-max-queues", 2).unwrap();
+            for state in [State::InitWait, State::Connected, State::Closed] {
+                if state == State::Closed {
+                    // Under no lock here: what the owner does is the owner's.
+                    for place in 0..front.queues() {
+                        let data = buffer(&bed, 40 * PAGE_SIZE, 0);
+                        let queue = front.place(place).0.as_mut().unwrap();
+                        assert!(queue.submit(Operation::Write, 0, (changes.len() as u64, Some(data))).is_ok());
+                    }
+                }
+                bed.back_says("state", state.number()).unwrap();
+                bed.settle();
+                changes.push(front.step(|completion| over.push(completion)).unwrap());
+            }
+            assert_eq!(bed.machine.violations(), [""; 0], "{config:?}");
+        }
+        let gone = if config.reconnect { Change::Reconnecting } else { Change::Closed };
+        assert_eq!(changes[2], gone);
+        assert_eq!(front.abandon(|completion| over.push(completion)), Change::Closed);
+        assert_eq!(over.len(), if config.reconnect { 4 } else { 2 });
+        over.clear();
+        drop(front);
+        bed.check_quiet();
     }
 }
