@@ -117,7 +117,8 @@ impl<T> Default for GuestHandle<T> {
 ///
 /// # Safety
 ///
-/// Every bit pattern is a valid value, no byte is padding, the size is a multiple of 4, and the alignment is at most 8.
+/// Every bit pattern is a valid value, no byte is padding, the size and [`HEAD`](Self::HEAD) are multiples of 4, `HEAD` is not more
+/// than the size, and the alignment is at most 8.
 pub unsafe trait Wire: Copy + 'static {
     /// Bytes at the beginning that are always in use, and by which [`tail`](Self::tail) tells how many more are. All, unless said
     /// otherwise.

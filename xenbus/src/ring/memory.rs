@@ -3,7 +3,7 @@
 use core::fmt;
 use core::mem::{MaybeUninit, offset_of};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use hypercall::grant::{Access, Grants, MapError, MapRequest, SharedPages, Window};
 use hypercall::mem::{OutOfMemory, PAGE_SIZE, Shared};
@@ -98,8 +98,8 @@ pub trait RingMemory {
     fn load(&self, field: Field, order: Ordering) -> Self::Index;
     /// Writes an index word.
     fn store(&self, field: Field, value: Self::Index, order: Ordering);
-    /// Writes an index word, after all that was written before (release), and before what is read next: a full barrier between
-    /// the two. What is read next is a [`load`](Self::load) with [`Ordering::SeqCst`].
+    /// Writes an index word after all that was written before, and before all that is read after: a store with release, and a full
+    /// barrier behind it. What is read after is a [`load`](Self::load) with [`Ordering::SeqCst`].
     fn announce(&self, field: Field, value: Self::Index);
     /// Copies the request in a slot. `slot` < `slots()`.
     fn read_request(&self, slot: usize) -> Self::Request;
@@ -194,6 +194,8 @@ impl<B: Backing, Q: Wire, S: Wire> RingPages<B, Q, S> {
     /// Bytes that a slot is copied by: a register, where all in a slot is made of them. One size for all: Miri can't follow a place
     /// that is accessed in two.
     const WORD: usize = {
+        // `load_run` and `save_run` go up to that.
+        assert!(size_of::<Q>() - Q::HEAD < 32 * size_of::<u32>() && size_of::<S>() - S::HEAD < 32 * size_of::<u32>());
         let sizes = size_of::<Q>() | Q::HEAD | size_of::<S>() | S::HEAD;
         if sizes.is_multiple_of(size_of::<usize>()) { size_of::<usize>() } else { size_of::<u32>() }
     };
@@ -385,7 +387,14 @@ impl<B: Backing, Q: Wire, S: Wire> RingMemory for RingPages<B, Q, S> {
 
     #[inline]
     fn announce(&self, field: Field, value: u32) {
-        self.word(field).swap(value, Ordering::SeqCst);
+        if cfg!(all(any(target_arch = "x86", target_arch = "x86_64"), not(miri))) {
+            // An exchange is a full barrier of these processors, and costs half of a store and an mfence.
+            self.word(field).swap(value, Ordering::SeqCst);
+        } else {
+            // The language promises as much of a fence alone: an exchange need not order a relaxed store before it, such as a wish.
+            self.word(field).store(value, Ordering::Release);
+            fence(Ordering::SeqCst);
+        }
     }
 
     #[inline]
