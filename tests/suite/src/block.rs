@@ -108,7 +108,8 @@ pub struct Client<P: Platform> {
     node: Node<P>,
     front: Front<Own<P>, Io<P>>,
     disk: Disk,
-    next: u64,
+    /// Sectors of an I/O.
+    io_sectors: u64,
     /// The back end wants to go.
     close_wanted: bool,
 }
@@ -122,7 +123,7 @@ impl<P: Platform> Client<P> {
         Self::attach_with(node, handle, Config::default()).await
     }
 
-    /// The same, with what the owner wants. Its I/O goes by the first queue.
+    /// The same, with what the owner wants.
     ///
     /// # Errors
     /// [`Failure`] if it can't be attached.
@@ -135,7 +136,8 @@ impl<P: Platform> Client<P> {
             if front.device().changed()
                 && let front::Change::Connected(disk) = front.step(drop).context("xbd step")?
             {
-                return Ok(Self { node: node.clone(), front, disk, next: 0, close_wanted: false });
+                let io_sectors = (MAX_SEGMENTS * PAGE_SIZE / SECTOR) as u64;
+                return Ok(Self { node: node.clone(), front, disk, io_sectors, close_wanted: false });
             }
             if node.happened() == seen {
                 node.turn().await;
@@ -151,6 +153,11 @@ impl<P: Platform> Client<P> {
     /// Returns what the queue has done so far.
     pub fn counters(&mut self) -> front::Counters {
         self.front.counters()
+    }
+
+    /// Returns how many queues there are.
+    pub const fn queues(&self) -> usize {
+        self.front.queues()
     }
 
     /// Tells whether the other end wants to go.
@@ -194,11 +201,16 @@ impl<P: Platform> Client<P> {
         Ok(())
     }
 
-    /// Runs requests of up to `MAX_SEGMENTS` pages over `range` (in sectors), as many at once as the ring takes. `fill` puts data
-    /// into each buffer before, `take` looks at it after; both get the first sector.
+    /// Makes the I/Os of [`transfer`](Self::transfer) so many pages long.
+    pub const fn set_io_pages(&mut self, pages: usize) {
+        self.io_sectors = (pages * PAGE_SIZE / SECTOR) as u64;
+    }
+
+    /// Runs I/Os over `range` (in sectors), by all queues in turn, as many at once as they take. `fill` puts data into each buffer
+    /// before, `take` looks at it after; both get the first sector.
     ///
     /// # Errors
-    /// [`Failure`] if a request fails.
+    /// [`Failure`] if an I/O fails.
     pub async fn transfer(
         &mut self,
         operation: Operation,
@@ -210,39 +222,40 @@ impl<P: Platform> Client<P> {
         let node = self.node.clone();
         let mut at = range.start;
         let mut failed = None;
-        // Buffers that came back, to be used again, and completions before they are looked at: with room for a ring's worth
+        // Buffers that came back, to be used again, and completions before they are looked at: with room for all rings' worth
         // each, so that no part of the data path allocates.
-        let depth = self.queue()?.depth() as usize;
+        let depth = self.queue(0)?.depth() as usize * self.front.queues();
         let mut spare: Vec<PageBuf<P>> = Vec::with_capacity(depth);
         let mut finished: Vec<Completion<Io<P>>> = Vec::with_capacity(depth);
+        let mut next = 0;
         loop {
             let seen = node.happened();
-            while at < range.end && failed.is_none() {
-                let sectors = (range.end - at).min(MAX_SECTORS);
+            let queues = self.front.queues().max(1);
+            let mut full = 0;
+            while at < range.end && failed.is_none() && full < queues {
+                let sectors = (range.end - at).min(self.io_sectors);
                 let len = sectors as usize * SECTOR;
                 let buffer = match spare.pop().filter(|buffer| buffer.len() == len) {
                     Some(buffer) => buffer,
                     None => PageBuf::new(&platform, len).context("buffer")?,
                 };
                 fill(at, &buffer);
-                let queue = self.queue()?;
+                let queue = self.queue(next)?;
+                next = (next + 1) % queues;
                 match node.metered(|| queue.submit(operation, at, (at, Some(buffer)))) {
-                    Ok(()) => at += sectors,
+                    Ok(()) => (at, full) = (at + sectors, 0),
                     Err((SubmitError::Full, (_, buffer))) => {
                         spare.extend(buffer);
-                        break;
+                        full += 1;
                     }
                     Err((error, _)) => return Err(Failure(format!("{operation:?} at {at}: {error}"))),
                 }
             }
-            let queue = self.queue()?;
-            node.metered(|| queue.push());
-            if at >= range.end && queue.in_flight() == 0 {
+            let progress = self.poll(|completion| finished.push(completion))?;
+            if progress == Progress::Idle && (at >= range.end || failed.is_some()) {
                 return failed.map_or(Ok(()), Err);
             }
-            if node.take(Some(queue.port())) {
-                node.metered(|| queue.poll(|completion| finished.push(completion))).context("xbd poll")?;
-            } else if !self.follow()? && node.happened() == seen {
+            if progress == Progress::Nothing && !self.follow()? && node.happened() == seen {
                 node.turn().await;
             }
             for Completion { buffer, result } in finished.drain(..) {
@@ -260,8 +273,29 @@ impl<P: Platform> Client<P> {
         }
     }
 
-    fn queue(&mut self) -> Result<&mut Queue<Own<P>, Io<P>>, Failure> {
-        self.front.queue(0).ok_or_else(|| Failure::new("the disk has no queue"))
+    /// Shows all queues' requests, and takes what they have finished.
+    fn poll(&mut self, mut done: impl FnMut(Completion<Io<P>>)) -> Result<Progress, Failure> {
+        let node = self.node.clone();
+        let (mut in_flight, mut any) = (0, false);
+        for index in 0..self.front.queues() {
+            let queue = self.queue(index)?;
+            node.metered(|| queue.push());
+            in_flight += queue.in_flight();
+            // What the back end still has mapped is asked for again, as no event tells of it.
+            if node.take(Some(queue.port())) || queue.held() > 0 {
+                any = true;
+                node.metered(|| queue.poll(&mut done)).context("xbd poll")?;
+            }
+        }
+        Ok(match (in_flight, any) {
+            (0, _) => Progress::Idle,
+            (_, true) => Progress::Some,
+            (_, false) => Progress::Nothing,
+        })
+    }
+
+    fn queue(&mut self, index: usize) -> Result<&mut Queue<Own<P>, Io<P>>, Failure> {
+        self.front.queue(index).ok_or_else(|| Failure::new("the disk has no such queue"))
     }
 
     /// Makes all that was written durable.
@@ -269,26 +303,43 @@ impl<P: Platform> Client<P> {
     /// # Errors
     /// [`Failure`] if it fails.
     pub async fn flush(&mut self) -> Result<(), Failure> {
-        self.next += 1;
-        let token = self.next;
-        let queue = self.queue()?;
-        queue.submit(Operation::Flush, 0, (token, None)).map_err(|(error, _)| error).context("flush")?;
-        queue.push();
-        let port = Some(queue.port());
+        self.queue(0)?.submit(Operation::Flush, 0, (0, None)).map_err(|(error, _)| error).context("flush")?;
+        self.finish().await.context("flush")
+    }
+
+    /// Sends a barrier without data: what was written before is durable when it returns.
+    ///
+    /// # Errors
+    /// [`Failure`] if it fails.
+    pub async fn barrier(&mut self) -> Result<(), Failure> {
+        self.queue(0)?.submit(Operation::Barrier, 0, (0, None)).map_err(|(error, _)| error).context("barrier")?;
+        self.finish().await.context("barrier")
+    }
+
+    /// Discards sectors.
+    ///
+    /// # Errors
+    /// [`Failure`] if it fails.
+    pub async fn discard(&mut self, range: core::ops::Range<u64>, secure: bool) -> Result<(), Failure> {
+        let queue = self.queue(0)?;
+        let submitted = queue.submit_discard(range.start, range.end - range.start, secure, (range.start, None));
+        submitted.map_err(|(error, _)| error).context("discard")?;
+        self.finish().await.context("discard")
+    }
+
+    /// Waits for the only I/O that is in flight.
+    async fn finish(&mut self) -> Result<(), IoError> {
         let mut done = None;
         while done.is_none() {
             let seen = self.node.happened();
-            if self.node.take(port) {
-                let queue = self.queue()?;
-                queue.poll(|completion| done = Some(completion.result)).context("xbd poll")?;
-            } else {
-                self.follow()?;
-            }
-            if done.is_none() && self.node.happened() == seen {
+            let polled = self.poll(|completion| done = Some(completion.result));
+            // Whoever has broken the protocol, or is gone, has lost it.
+            let nothing = polled.and_then(|progress| Ok(progress == Progress::Nothing && !self.follow()?));
+            if nothing.map_err(|_| IoError::Lost)? && self.node.happened() == seen {
                 self.node.turn().await;
             }
         }
-        done.unwrap_or(Err(IoError::Lost)).context("flush")
+        done.unwrap_or(Err(IoError::Lost))
     }
 
     /// Returns the SHA-256 of the whole disk.
@@ -347,8 +398,16 @@ impl<P: Platform> Client<P> {
     }
 }
 
-/// Sectors of the largest request.
-const MAX_SECTORS: u64 = (MAX_SEGMENTS * PAGE_SIZE / SECTOR) as u64;
+/// What looking at the queues has brought.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// Nothing was in flight.
+    Idle,
+    /// Nothing yet.
+    Nothing,
+    /// Perhaps something.
+    Some,
+}
 
 /// Writes a SHA-256 in hexadecimal.
 pub fn hex(digest: &[u8]) -> String {

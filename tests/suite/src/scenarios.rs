@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use hypercall::Platform;
 use sha2::{Digest, Sha256};
-use xbd::SECTOR;
+use xbd::{SECTOR, back, front};
 use xbd::protocol::Operation;
 use xennet::{MAX_PACKET, MIN_PACKET};
 
@@ -90,6 +90,7 @@ pub fn all<P: Platform, W: World>() -> Vec<Scenario<P, W>> {
     vec![
         Scenario { name: "block", about: "a disk is attached, written, flushed, read back, detached", run: block_copy },
         Scenario { name: "reattach", about: "a disk comes and goes three times and keeps its data", run: block_again },
+        Scenario { name: "features", about: "a disk with all that its two ends can do, in several ways", run: block_features },
         Scenario { name: "readonly", about: "a read-only disk refuses writes at both ends", run: block_read_only },
         Scenario { name: "console", about: "an echo over the console, more than its ring holds", run: console_echo },
         Scenario { name: "net", about: "frames of all sizes go there and back, in their order", run: net_reflect },
@@ -168,6 +169,69 @@ fn block_again<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<Str
         bytes = served.store.bytes();
     }
     Ok(vec!["xbd: attached and detached three times".into()])
+}
+
+/// Ways in which a disk is used.
+fn ways() -> [(&'static str, front::Config, back::Config); 4] {
+    let front = front::Config { max_queues: 2, max_ring_pages: 4, ..front::Config::DEFAULT };
+    let back = back::Config { max_queues: 2, max_ring_pages: 4, max_persistent: 256, pages: 300, ..back::Config::default() };
+    [
+        ("two queues, four pages of ring, indirect", front, back),
+        ("grants that stay mapped", front::Config { persistent: true, max_grants: 200, ..front }, back),
+        ("a back end that isn't trusted", front::Config { trusted: false, max_grants: 200, ..front }, back),
+        ("direct requests alone", front, back::Config { max_indirect_segments: 0, persistent: false, ..back }),
+    ]
+}
+
+fn block_features<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<String>, Failure> {
+    let mut lines = Vec::new();
+    for (way, front_config, back_config) in ways() {
+        let contents = noise(bed.seed, SECTORS * SECTOR);
+        let new = noise(!bed.seed, SECTORS * SECTOR);
+        let device = block::disk(bed.front.id(), bed.back.id());
+        let (toolstack, front, back) = (bed.toolstack.clone(), bed.front.clone(), bed.back.clone());
+        device.attach(toolstack.store()).context("attach")?;
+        let (mut served, mut counters) = (None, front::Counters::default());
+        let client = async {
+            let mut disk = Client::attach_with(&front, block::XVDA, front_config).await.context(way)?;
+            ensure(disk.queues() == 2, format_args!("{way}: {} queue(s)", disk.queues()))?;
+            disk.set_io_pages(40);
+            ensure(disk.sha256().await?[..] == Sha256::digest(&contents)[..], "the disk reads other than it was made")?;
+            let part = |sector: u64, len: usize| &new[sector as usize * SECTOR..][..len];
+            let fill =
+                |sector, buffer: &hypercall::mem::PageBuf<P>| buffer.shared().write(0, part(sector, buffer.len()));
+            disk.transfer(Operation::Write, 0..SECTORS as u64, fill, |_, _| {}).await?;
+            disk.barrier().await?;
+            disk.flush().await?;
+            disk.discard(8..24, false).await?;
+            disk.discard(100..101, true).await?;
+            counters = disk.counters();
+            device.ask_detach(toolstack.store()).context("detach")?;
+            disk.wait_close_wanted().await?;
+            disk.close().await
+        };
+        let server = async {
+            let store = Memory::new(contents.clone());
+            served = Some(block::serve_with(&back, block::XVDA, store, back_config).await?);
+            Ok(())
+        };
+        bed.run(vec![Program::new("client", client), Program::new("server", server)])?;
+        let served = served.ok_or(Failure::new("the server has not ended"))?;
+        let mut after = new;
+        after[8 * SECTOR..24 * SECTOR].fill(0);
+        after[100 * SECTOR..101 * SECTOR].fill(0);
+        ensure(served.store.bytes() == after, format_args!("{way}: the store has other bytes than it should"))?;
+        let did = served.counters;
+        ensure(did.refused == 0 && did.unmappable == 0 && did.lost == 0, format_args!("{way}: {did:?}"))?;
+        ensure((did.barriers, did.discards) == (1, 2), format_args!("{way}: {did:?}"))?;
+        ensure((did.indirect > 0) == (back_config.max_indirect_segments > 0), format_args!("{way}: {did:?}"))?;
+        ensure((did.reused > 0) == front_config.persistent, format_args!("{way}: {did:?}"))?;
+        let bounced = front_config.persistent || !front_config.trusted;
+        ensure((counters.bounced_bytes > 0) == bounced, format_args!("{way}: {counters:?}"))?;
+        device.clean_up(bed.toolstack.store()).context("clean up")?;
+        lines.push(format!("xbd: {way}: {} requests, {} mappings", did.requests, did.mapped));
+    }
+    Ok(lines)
 }
 
 fn block_read_only<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<String>, Failure> {

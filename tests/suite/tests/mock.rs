@@ -33,6 +33,11 @@ fn reattach() {
 }
 
 #[test]
+fn features() {
+    every_seed("features");
+}
+
+#[test]
 fn readonly() {
     every_seed("readonly");
 }
@@ -89,7 +94,7 @@ fn every_scenario_on_a_machine_that_works_by_itself() {
 #[test]
 fn each_scenario_has_its_test() {
     let names: Vec<_> = scenarios::all::<mock::Domain, suite::on_mock::Mock>().iter().map(|each| each.name).collect();
-    assert_eq!(names, ["block", "reattach", "readonly", "console", "net"]);
+    assert_eq!(names, ["block", "reattach", "features", "readonly", "console", "net"]);
 }
 
 #[test]

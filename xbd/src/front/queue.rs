@@ -82,9 +82,17 @@ pub(super) struct Tables<D: Domain> {
 }
 
 impl<D: Domain> Tables<D> {
-    fn new(grants: &D::Grants, peer: DomId, count: u16, segments: usize) -> Result<Self, FrontError> {
+    fn new(
+        grants: &D::Grants,
+        peer: DomId,
+        count: u16,
+        segments: usize,
+        persistent: bool,
+    ) -> Result<Self, FrontError> {
         let group = segments.div_ceil(SEGMENTS_PER_PAGE);
-        let pages = SharedPages::with_access(grants, peer, usize::from(count) * group, Access::ReadOnly)?;
+        // io/blkif.h, note 8: a back end that keeps pages mapped maps each of them for writing. What it writes there nobody reads.
+        let access = if persistent { Access::ReadWrite } else { Access::ReadOnly };
+        let pages = SharedPages::with_access(grants, peer, usize::from(count) * group, access)?;
         Ok(Self { pages, free: Numbers::new(count), group })
     }
 
@@ -177,7 +185,7 @@ impl<D: Domain, B: Buffer> Equipment<D, B> {
         let tables = depth.min(stock / (MAX_SEGMENTS as u16 + 1));
         let largest = per_request.min(stock.into());
         let indirect = per_request > MAX_SEGMENTS && tables > 0;
-        let tables = indirect.then(|| Tables::new(grants, peer, tables, largest)).transpose()?;
+        let tables = indirect.then(|| Tables::new(grants, peer, tables, largest, manner.persistent)).transpose()?;
         Ok(Self { buffers, tables, bounce, per_request: if indirect { per_request } else { MAX_SEGMENTS } })
     }
 }
