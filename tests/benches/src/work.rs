@@ -272,9 +272,9 @@ pub(crate) unsafe extern "C" fn run_front<K: Kind>(state: *mut u8, rounds: u64, 
     for round in 0..rounds {
         submit(front, round.wrapping_mul(u64::from(batch)), batch);
         while front.ring.free() < front.ring.size() {
-            match front.ring.arm() {
-                Ok(true) => sum = sum.wrapping_add(poll_front(front)),
-                Ok(false) => core::hint::spin_loop(),
+            match front.ring.pop() {
+                Ok(Some(response)) => sum = sum.wrapping_add(K::take(&response)).wrapping_add(poll_front(front)),
+                Ok(None) => core::hint::spin_loop(),
                 Err(_) => return BROKEN,
             }
         }
@@ -293,9 +293,14 @@ pub(crate) unsafe extern "C" fn run_back<K: Kind>(state: *mut u8, rounds: u64, b
     let answered = |back: &Back<K>| back.ring.memory().load(Field::RspProd, Ordering::Relaxed);
     let end = answered(back).wrapping_add((rounds as u32).wrapping_mul(batch));
     while answered(back) != end {
-        match back.ring.arm() {
+        match back.ring.pop_into(&mut back.request) {
             Ok(true) => {
-                sum = sum.wrapping_add(poll_back::<K>(&mut back.ring, &mut back.request, &mut back.notified_front))
+                let (part, response) = K::serve(&back.request);
+                if !back.ring.respond(&response) {
+                    return BROKEN;
+                }
+                let rest = poll_back::<K>(&mut back.ring, &mut back.request, &mut back.notified_front);
+                sum = sum.wrapping_add(part).wrapping_add(rest);
             }
             Ok(false) => core::hint::spin_loop(),
             Err(_) => return BROKEN,

@@ -13,8 +13,6 @@ pub struct BackRing<M: RingMemory> {
     /// Responses written, of which the first `rsp_published` are visible to the peer.
     rsp_prod: M::Index,
     rsp_published: M::Index,
-    /// What was last written to `req_event`, if anything by [`arm`](Self::arm).
-    armed: M::Index,
     broken: Option<RingError>,
 }
 
@@ -30,7 +28,6 @@ impl<M: RingMemory> BackRing<M> {
             req_prod: start,
             rsp_prod: start,
             rsp_published: start,
-            armed: start,
             broken: None,
         }
     }
@@ -115,12 +112,12 @@ impl<M: RingMemory> BackRing<M> {
     /// As for `arm`. What is published is so nevertheless.
     #[inline]
     pub fn publish_and_arm(&mut self) -> (Notify, Result<bool, RingError>) {
-        if self.req_cons == self.req_prod && self.rsp_published != self.rsp_prod {
-            // Before the barrier in `publish`, after which both are looked at: its wish there, its index by `arm`.
-            self.armed = self.req_cons.plus(1);
-            self.memory.store(Field::ReqEvent, self.armed, Ordering::Relaxed);
+        if self.req_cons != self.req_prod || self.rsp_published == self.rsp_prod {
+            return (self.publish(), self.arm());
         }
-        (self.publish(), self.arm())
+        // Before the barrier in `publish`, behind which both are looked at: its wish there, its index here.
+        self.memory.store(Field::ReqEvent, self.req_cons.plus(1), Ordering::Relaxed);
+        (self.publish(), self.refresh())
     }
 
     /// Asks for an event at the next request. Returns `true` if one has come meanwhile: then go on, no event will tell.
@@ -132,13 +129,8 @@ impl<M: RingMemory> BackRing<M> {
         if self.req_cons != self.req_prod {
             return Ok(true);
         }
-        let wish = self.req_cons.plus(1);
-        // A wish stands until it is another. So nothing is written where the other end writes, if somebody looks again in vain.
-        if self.armed != wish {
-            self.armed = wish;
-            // Our wish before our last look at its index; pairs with `FrontRing::publish`.
-            self.memory.announce(Field::ReqEvent, wish);
-        }
+        // Our wish before our last look at its index; pairs with `FrontRing::publish`.
+        self.memory.announce(Field::ReqEvent, self.req_cons.plus(1));
         self.refresh()
     }
 

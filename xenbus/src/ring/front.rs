@@ -13,8 +13,6 @@ pub struct FrontRing<M: RingMemory> {
     rsp_cons: M::Index,
     /// The peer's `rsp_prod` as last read and found good.
     rsp_prod: M::Index,
-    /// What was last written to `rsp_event`, if anything by [`arm`](Self::arm).
-    armed: M::Index,
     broken: Option<RingError>,
 }
 
@@ -39,7 +37,6 @@ impl<M: RingMemory> FrontRing<M> {
             req_published: start,
             rsp_cons: start,
             rsp_prod: start,
-            armed: start,
             broken: None,
         }
     }
@@ -112,16 +109,12 @@ impl<M: RingMemory> FrontRing<M> {
             return Ok(true);
         }
         let wish = self.rsp_cons.plus(1);
-        // A wish stands until it is another. So nothing is written where the other end writes, if somebody looks again in vain.
-        if self.armed != wish {
-            self.armed = wish;
-            if self.rsp_cons == self.req_published {
-                // Nothing is under way, so nothing can come before the next `publish`, which puts its barrier behind our wish.
-                self.memory.store(Field::RspEvent, wish, Ordering::Relaxed);
-            } else {
-                // Our wish before our last look at its index; pairs with `BackRing::publish`.
-                self.memory.announce(Field::RspEvent, wish);
-            }
+        if self.rsp_cons == self.req_published {
+            // Nothing is under way, so nothing can come before the next `publish`, which puts its barrier behind our wish.
+            self.memory.store(Field::RspEvent, wish, Ordering::Relaxed);
+        } else {
+            // Our wish before our last look at its index; pairs with `BackRing::publish`.
+            self.memory.announce(Field::RspEvent, wish);
         }
         self.refresh()
     }

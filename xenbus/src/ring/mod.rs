@@ -25,8 +25,7 @@
 //! barrier on both sides, so at least one of them sees the other's store.
 //!
 //! The barriers are most of what a request costs that travels alone. So the store is itself the barrier (an exchange,
-//! [`RingMemory::announce`]); a wish that stands is not written again; a front end with nothing under way has its barrier in the next
-//! publish; and a back end that has answered all that it took gets both by one ([`BackRing::publish_and_arm`]).
+//! [`RingMemory::announce`]); a front end with nothing under way has its barrier in the next publish; and a back end that has answered all that it took gets both by one ([`BackRing::publish_and_arm`]).
 
 mod back;
 pub mod bytes;
