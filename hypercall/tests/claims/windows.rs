@@ -188,6 +188,11 @@ fn a_slot_that_cannot_be_unmapped_is_not_used_again_and_its_address_space_is_kep
     fake.state().unmap_refused = false;
     assert_eq!((window.mapped(), window.stuck()), (1, 1));
     assert!(window.view(0).is_none());
+    // Stuck, mapped, empty, and not there.
+    assert_eq!(
+        [0, 1, 2, 3].map(|slot| (window.is_mapped(slot), window.is_empty(slot))),
+        [(false, false), (true, false), (false, true), (false, false)]
+    );
     assert_eq!(window.map(0, request(0)).map(drop), Err(MapError::Occupied { slot: 0 }));
     drop(window);
     assert_eq!((fake.mapped_now(), fake.address_space()), (1, 3));

@@ -284,6 +284,8 @@ fn indirect_request_with_anything_wrong_is_refused_and_nothing_of_it_stays_mappe
         tables.extend(segments);
     }
     assert_eq!((rig.counters().refused, rig.counters().unmappable), (18, 3));
+    // Nor is anything mapped of it but the page of segments, before it is known to be good.
+    assert_eq!(rig.counters().mapped, 18 + 3 * (1 + 2));
     // The pages of segments: the second of two is not there.
     let many: Vec<_> = good.iter().cycle().take(600).copied().collect();
     let mut segments = table(&rig.bed, &many[..]);
@@ -318,13 +320,26 @@ fn indirect_request_that_was_not_offered_is_not_supported() {
     rig.end(pages.into_iter().chain(segments).collect());
 }
 
+#[test]
+fn indirect_request_of_more_segments_than_were_offered_is_an_error() {
+    let disk = disk();
+    let mut rig = Rig::<X86_64>::new(&disk, Config { max_indirect_segments: 3, ..config() }, Asks::default());
+    let pages = Granted::many(&rig.bed, 4);
+    let segments = table(&rig.bed, &whole(&pages));
+    assert_eq!(rig.one(&indirect(Operation::Read, 1, 0, 3, &segments)), Status::Okay);
+    assert_eq!(rig.one(&indirect(Operation::Read, 1, 0, 4, &segments)), Status::Error);
+    assert_eq!((disk.0.borrow().started, rig.counters().refused), (1, 1));
+    rig.end(pages.into_iter().chain(segments).collect());
+}
+
 fn largest<L: Layout>(persistent: bool) {
     let disk = Slow::new(8 * MAX_INDIRECT_SEGMENTS);
     let most = MAX_INDIRECT_SEGMENTS as u16;
     // As many pages as it takes, although fewer are asked for.
     let config = Config { max_indirect_segments: most, pages: 1, max_persistent: 100, ..config() };
     let mut rig = Rig::<L>::new(&disk, config, Asks { persistent, ..Asks::default() });
-    let pages = Granted::many(&rig.bed, 64);
+    // So many that no two pages of segments are the same.
+    let pages = Granted::many(&rig.bed, 60);
     for (index, page) in (1..).zip(&pages) {
         page.fill(index);
     }
@@ -339,7 +354,7 @@ fn largest<L: Layout>(persistent: bool) {
     }
     assert_eq!(rig.counters().waits, 2);
     for (index, page) in disk.0.borrow().bytes.chunks(PAGE_SIZE).enumerate() {
-        assert!(page.iter().all(|byte| *byte == (index % 64) as u8 + 1), "page {index}");
+        assert!(page.iter().all(|byte| *byte == (index % 60) as u8 + 1), "page {index}");
     }
     rig.end(pages.into_iter().chain(segments).collect());
 }
