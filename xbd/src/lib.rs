@@ -10,8 +10,8 @@
 //! |---|---|
 //! | [`protocol`] | wire values → checked values, once, at the door |
 //! | [`features`] | negotiation; the only file that names xenstore nodes |
-//! | [`front`] | life cycle of a disk that we use, and its queue |
-//! | [`back`] | life cycle of a disk that we serve, its queues, and [`back::Store`], behind which the real disk stands |
+//! | [`front`] | life cycle of a disk that we use, and its queues: from an I/O of any size to requests and back |
+//! | [`back`] | life cycle of a disk that we serve, its queue, and [`back::Store`], behind which the real disk stands |
 //!
 //! Start reading at [`front::Front::step`] and [`back::Back::step`], the two life cycles.
 #![no_std]

@@ -288,3 +288,22 @@ fn there_is_room_for_eleven_segments_and_no_more() {
     assert!(!segments.push(segment));
     assert_eq!(segments.sectors(), 88);
 }
+
+#[test]
+fn request_of_one_segment_looks_the_same_however_it_is_written() {
+    fn check<L: Layout>(request: &Request, segment: Segment) {
+        let Request { id, operation, sector, .. } = *request;
+        let parsed = L::parse(&L::emit_one(id, operation, sector, segment));
+        assert_eq!(parsed.as_ref(), Ok(request));
+    }
+    for operation in [Operation::Read, Operation::Write] {
+        for (first, last) in [(0, 7), (3, 3), (0, 0), (6, 7)] {
+            let segment = Segment::new(GrantRef(0x1234_5678), first, last).unwrap();
+            let mut list = Segments::EMPTY;
+            assert!(list.push(segment));
+            let request = Request { id: 7 << 40, operation, sector: u64::MAX - 5, data: Data::Direct(list) };
+            check::<X86_64>(&request, segment);
+            check::<X86_32>(&request, segment);
+        }
+    }
+}

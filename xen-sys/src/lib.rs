@@ -133,6 +133,8 @@ pub unsafe trait Wire: Copy + 'static {
 
 /// Returns the bytes of `from` as another type: what stands in a slot that several structures share. Bytes that `from` lacks are
 /// zero, those that `T` lacks are left out.
+///
+/// No C counterpart: C casts pointers.
 #[inline]
 pub fn reinterpret<F: Wire, T: Wire>(from: &F) -> T {
     let mut to = core::mem::MaybeUninit::<T>::zeroed();

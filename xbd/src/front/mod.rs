@@ -362,7 +362,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
         // Nothing that a broken queue's other end says is believed any more, so there is nothing to wait for.
         let broken = self.each_queue(|queue| queue.is_broken()).any(|broken| broken);
         let idle = if broken {
-            self.let_go(&mut |over: Over<B>, _| lost(over.completion()))
+            self.lose_all(lost)
         } else {
             // Whatever the order, each is asked.
             self.each_queue(|queue| queue.unanswered()).sum::<u32>() == 0
@@ -395,8 +395,20 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
         true
     }
 
+    /// Completes all that is in flight, as lost unless it was answered. Returns as [`let_go`](Self::let_go) does.
+    fn lose_all(&mut self, lost: &mut impl FnMut(Completion<B>)) -> bool {
+        let mut errors = 0;
+        let gone = self.let_go(&mut |over, _| {
+            errors += u64::from(matches!(over, Over::Saved(_)));
+            lost(over.completion());
+        });
+        self.past.errors += errors;
+        gone
+    }
+
     fn lose_saved(&mut self, lost: &mut impl FnMut(Completion<B>)) {
         for saved in core::mem::take(&mut self.saved).into_iter().flatten() {
+            self.past.errors += 1;
             lost(saved.fail(IoError::Lost));
         }
     }
@@ -414,7 +426,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
 
     /// The other end uses nothing of ours any more.
     fn end(&mut self, lost: &mut impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
-        if !self.let_go(&mut |over: Over<B>, _| lost(over.completion())) {
+        if !self.lose_all(lost) {
             return Ok(Change::None);
         }
         self.lose_saved(lost);

@@ -531,11 +531,12 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
 
     /// Waits no longer for what the back end still maps: completes it with a buffer that can only be looked at.
     pub(super) fn abandon(&mut self, mut done: impl FnMut(Completion<B>)) {
-        let Self { buffers, ios, free_ios, .. } = self;
+        let Self { buffers, ios, free_ios, counters, .. } = self;
         buffers.end_all(|number, buffer| {
             let io = core::mem::replace(&mut ios[usize::from(number)], NO_IO);
             let result = if io.state == IoState::Answered { io.result } else { Err(IoError::Lost) };
             free_ios.put(number);
+            counters.errors += u64::from(result.is_err());
             done(Completion { buffer: buffer.into(), result });
         });
         self.answered = 0;

@@ -287,3 +287,47 @@ fn back_end_that_broke_the_protocol_is_not_waited_for() {
     assert_eq!(front.done, [Done { number: 0, result: Err(IoError::Lost), whole: true }]);
     ends(bed, front, players);
 }
+
+#[test]
+fn back_end_that_broke_the_protocol_is_not_waited_for_even_if_it_goes_before_its_owner_has_closed() {
+    let (bed, mut front, mut players) = connected(10, AGAIN, &[]);
+    submit(&mut front, Operation::Write, 0, Some(buffer(&bed, 512, 0))).unwrap();
+    let mut requests = players[0].requests(&bed);
+    requests[0].id = 31;
+    players[0].all_well(&requests);
+    bed.settle();
+    assert!(front.front.queue(0).unwrap().poll(drop).is_err());
+    drop(players);
+    bed.back_says("state", State::Closed.number()).unwrap();
+    bed.settle();
+    front.step();
+    assert!(front.closed);
+    assert_eq!(front.done, [Done { number: 0, result: Err(IoError::Lost), whole: true }]);
+    assert_eq!(front.front.counters().errors, 1);
+    drop(front);
+    bed.check_quiet();
+}
+
+#[test]
+fn io_that_waits_for_room_is_not_overtaken_by_a_smaller_one() {
+    let config = Config { max_ring_pages: 2, ..AGAIN };
+    let (bed, mut front, players) = connected(11, config, &[("max-ring-page-order", "1")]);
+    for sector in 0..31 {
+        submit(&mut front, Operation::Write, sector, Some(buffer(&bed, 512, 0))).unwrap();
+    }
+    submit(&mut front, Operation::Write, 1000, Some(buffer(&bed, 12 * PAGE_SIZE, 0))).unwrap();
+    goes(&bed, &mut front, players, State::Closed);
+    let mut players = Player::connect(&bed, &mut front, &[("max-ring-page-order", "0")]);
+    let requests = players[0].requests(&bed);
+    assert_eq!(requests.len(), 31, "the last one takes two, and there is room for one");
+    assert_eq!(submit(&mut front, Operation::Flush, 0, None), Err(SubmitError::Full));
+    assert_eq!(submit(&mut front, Operation::Read, 0, Some(buffer(&bed, 512, 0))), Err(SubmitError::Full));
+    players[0].all_well(&requests);
+    front.follow(&bed);
+    submit(&mut front, Operation::Read, 0, Some(buffer(&bed, 512, 0))).unwrap();
+    let requests = players[0].requests(&bed);
+    assert_eq!(requests.iter().map(|seen| seen.sector).collect::<Vec<_>>(), [1000, 1088, 0]);
+    players[0].all_well(&requests);
+    front.follow(&bed);
+    ends(bed, front, players);
+}
