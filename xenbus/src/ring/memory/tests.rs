@@ -130,10 +130,11 @@ fn the_other_layout_of_block_requests_loses_nothing() {
         let seg = with_all_segments(BlkifOp::READ, count).seg;
         x86_32::BlkifRequest { operation: BlkifOp::READ, nr_segments: count, id: 5, sector_number: 6, seg, handle: 7 }
     };
-    let requests = [segments(1), segments(11), x86_32::BlkifRequest { operation: BlkifOp::INDIRECT, ..segments(0) }];
+    let indirect = x86_32::BlkifRequest { operation: BlkifOp::INDIRECT, ..segments(0) };
+    let requests = [segments(1), segments(11), indirect, segments(12)];
     let arrived = through::<x86_32::BlkifRequest, x86_32::BlkifResponse>(&requests);
-    // 20 bytes of head, and then 8, 88, and 44 rounded up to 48.
-    assert_eq!(arrived.iter().map(|(_, loads)| *loads).collect::<Vec<_>>(), [5 + 2, 5 + 22, 5 + 12]);
+    // 20 bytes of head, and then 8, 88, 44 rounded up to 48, and none where there are more than there can be.
+    assert_eq!(arrived.iter().map(|(_, loads)| *loads).collect::<Vec<_>>(), [5 + 2, 5 + 22, 5 + 12, 5]);
     assert_eq!(arrived[0].0.seg[0], requests[0].seg[0]);
     assert_eq!(arrived[1].0, requests[1]);
     assert_eq!(arrived[2].0.seg[..6], requests[2].seg[..6]);
