@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 
 use hypercall::Platform;
 use sha2::{Digest, Sha256};
-use xbd::{SECTOR, back, front};
 use xbd::protocol::Operation;
+use xbd::{SECTOR, back, front};
 use xennet::{MAX_PACKET, MIN_PACKET};
 
 use crate::block::{self, Client, Memory, Served};
@@ -90,7 +90,11 @@ pub fn all<P: Platform, W: World>() -> Vec<Scenario<P, W>> {
     vec![
         Scenario { name: "block", about: "a disk is attached, written, flushed, read back, detached", run: block_copy },
         Scenario { name: "reattach", about: "a disk comes and goes three times and keeps its data", run: block_again },
-        Scenario { name: "features", about: "a disk with all that its two ends can do, in several ways", run: block_features },
+        Scenario {
+            name: "features",
+            about: "a disk with all that its two ends can do, in several ways",
+            run: block_features,
+        },
         Scenario { name: "readonly", about: "a read-only disk refuses writes at both ends", run: block_read_only },
         Scenario { name: "console", about: "an echo over the console, more than its ring holds", run: console_echo },
         Scenario { name: "net", about: "frames of all sizes go there and back, in their order", run: net_reflect },
@@ -174,7 +178,8 @@ fn block_again<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<Str
 /// Ways in which a disk is used.
 fn ways() -> [(&'static str, front::Config, back::Config); 4] {
     let front = front::Config { max_queues: 2, max_ring_pages: 4, ..front::Config::DEFAULT };
-    let back = back::Config { max_queues: 2, max_ring_pages: 4, max_persistent: 256, pages: 300, ..back::Config::default() };
+    let back =
+        back::Config { max_queues: 2, max_ring_pages: 4, max_persistent: 256, pages: 300, ..back::Config::default() };
     [
         ("two queues, four pages of ring, indirect", front, back),
         ("grants that stay mapped", front::Config { persistent: true, max_grants: 200, ..front }, back),

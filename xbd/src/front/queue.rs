@@ -82,13 +82,7 @@ pub(super) struct Tables<D: Domain> {
 }
 
 impl<D: Domain> Tables<D> {
-    fn new(
-        grants: &D::Grants,
-        peer: DomId,
-        count: u16,
-        segments: usize,
-        persistent: bool,
-    ) -> Result<Self, FrontError> {
+    fn new(grants: &D::Grants, peer: DomId, count: u16, segments: usize, persistent: bool) -> Result<Self, FrontError> {
         let group = segments.div_ceil(SEGMENTS_PER_PAGE);
         // io/blkif.h, note 8: a back end that keeps pages mapped maps each of them for writing. What it writes there nobody reads.
         let access = if persistent { Access::ReadWrite } else { Access::ReadOnly };
