@@ -63,7 +63,7 @@ impl<M: RingMemory> BackRing<M> {
     }
 
     /// Takes the next request as [`pop`](Self::pop) does, into `request`; returns whether there was one. Only what is in use of it is
-    /// written (see [`Wire::used`](xen_sys::Wire::used)); what was there before stays behind that.
+    /// written (see [`Wire::tail`](xen_sys::Wire::tail)); what was there before stays behind that.
     ///
     /// # Errors
     /// As for `pop`.

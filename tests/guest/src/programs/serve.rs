@@ -12,7 +12,7 @@ use suite::block::Memory;
 use suite::exec::{Program, run as run_programs};
 use suite::node::{Node, Own};
 use suite::{Context, Failure, ensure};
-use xbd::back::{Back, Change};
+use xbd::back::{Back, Change, Config};
 use xenbus::device::{Enumerator, Hotplug};
 use xenbus::store::{Store, Tx};
 
@@ -31,6 +31,17 @@ pub(super) fn run(args: &Args<'_>) -> Result<(), String> {
         count => Err(format!("{count} allocation(s) on the data path")),
     }
 }
+
+/// Some disks at once, in the address space that the guest has for others' pages.
+const CONFIG: Config = Config {
+    max_queues: 2,
+    max_ring_pages: 4,
+    max_indirect_segments: 64,
+    persistent: true,
+    max_persistent: 352,
+    idle_ns: 60_000_000_000,
+    pages: 352,
+};
 
 struct Server {
     node: Node<Bare>,
@@ -100,7 +111,7 @@ impl Server {
                 }
             },
         };
-        let back = Back::new(self.node.own(), path, disk).context(path)?;
+        let back = Back::new(self.node.own(), path, disk, CONFIG).context(path)?;
         println!("xenlab: {path}: disk {name}, {} bytes", self.size);
         self.devices.push(Device { disk: name, back });
         Ok(())
@@ -112,9 +123,12 @@ impl Server {
         let mut more = false;
         let mut over = Vec::new();
         for (index, Device { back, .. }) in self.devices.iter_mut().enumerate() {
-            if node.take(back.port()) || back.store_busy() {
-                // A front end that breaks the rules loses its device, no more; the back end itself has told what was wrong.
-                more |= node.metered(|| back.poll()).unwrap_or(false);
+            let busy = back.store_busy();
+            for queue in 0..back.queues() {
+                if node.take(back.port(queue)) || busy {
+                    // A front end that breaks the rules loses its device, no more; the back end itself has told what was wrong.
+                    more |= node.metered(|| back.poll(queue)).unwrap_or(false);
+                }
             }
             if (back.device().changed() || back.closing()) && matches!(back.step(), Ok(Change::Removed)) {
                 over.push(index);
