@@ -122,6 +122,8 @@ impl<T> Default for GuestHandle<T> {
 pub unsafe trait Wire: Copy + 'static {
     /// Bytes at the beginning that are always in use, and by which [`tail`](Self::tail) tells how many more are. All, unless said
     /// otherwise.
+    ///
+    /// No C counterpart: C copies structures as a whole.
     const HEAD: usize = size_of::<Self>();
 
     /// Returns how many units of eight bytes are in use behind [`HEAD`](Self::HEAD), at which it doesn't look.
@@ -133,8 +135,6 @@ pub unsafe trait Wire: Copy + 'static {
 
 /// Returns the bytes of `from` as another type: what stands in a slot that several structures share. Bytes that `from` lacks are
 /// zero, those that `T` lacks are left out.
-///
-/// No C counterpart: C casts pointers.
 #[inline]
 pub fn reinterpret<F: Wire, T: Wire>(from: &F) -> T {
     let mut to = core::mem::MaybeUninit::<T>::zeroed();
