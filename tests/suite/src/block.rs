@@ -27,27 +27,26 @@ pub struct Served<S> {
     pub counters: back::Counters,
 }
 
-/// What is used where nobody says otherwise: the default, but under Miri, where each place in a table takes its time.
-fn back_config() -> back::Config {
-    let default = back::Config::default();
-    if cfg!(miri) {
-        back::Config { pages: 32, max_persistent: 32, max_indirect_segments: 16, ..default }
-    } else {
-        default
-    }
-}
+/// A back end with small tables: for scenarios that run hundreds of times, or under Miri, where each place in a table takes its time.
+pub const SMALL_BACK: back::Config = back::Config {
+    max_queues: 1,
+    max_ring_pages: 1,
+    max_indirect_segments: 16,
+    persistent: false,
+    max_persistent: 0,
+    idle_ns: 0,
+    pages: 32,
+};
 
-/// The same, of a front end.
-const fn front_config() -> Config {
-    if cfg!(miri) { Config { max_grants: 32, max_indirect_segments: 16, ..Config::DEFAULT } } else { Config::DEFAULT }
-}
+/// A front end that fits.
+pub const SMALL_FRONT: Config = Config { max_grants: 32, max_indirect_segments: 16, ..Config::DEFAULT };
 
 /// Serves the disk of that number, as soon as the toolstack makes it, until the toolstack removes it.
 ///
 /// # Errors
 /// [`Failure`] if it can't be attached, or the client breaks the protocol.
 pub async fn serve<P: Platform, S: Store>(node: &Node<P>, handle: u32, store: S) -> Result<Served<S>, Failure> {
-    serve_with(node, handle, store, back_config()).await
+    serve_with(node, handle, store, back::Config::default()).await
 }
 
 /// Serves the disk as [`serve`] does, in another way.
@@ -135,7 +134,7 @@ impl<P: Platform> Client<P> {
     /// # Errors
     /// [`Failure`] if it can't be attached.
     pub async fn attach(node: &Node<P>, handle: u32) -> Result<Self, Failure> {
-        Self::attach_with(node, handle, front_config()).await
+        Self::attach_with(node, handle, Config::default()).await
     }
 
     /// The same, with what the owner wants.

@@ -245,7 +245,7 @@ fn block_read_only<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec
     let (toolstack, front, back) = (bed.toolstack.clone(), bed.front.clone(), bed.back.clone());
     device.attach(toolstack.store()).context("attach")?;
     let client = async {
-        let mut disk = Client::attach(&front, block::XVDA).await?;
+        let mut disk = Client::attach_with(&front, block::XVDA, block::SMALL_FRONT).await?;
         ensure(disk.disk().read_only, "the disk doesn't say that it is read-only")?;
         let written = disk.transfer(Operation::Write, 0..8, |_, _| {}, |_, _| {}).await;
         ensure(written.is_err(), "the front end took a write")?;
@@ -254,7 +254,9 @@ fn block_read_only<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec
         disk.wait_close_wanted().await?;
         disk.close().await
     };
-    let server = async { block::serve(&back, block::XVDA, Memory::new(vec![7; 64 * SECTOR])).await.map(drop) };
+    let server = async {
+        block::serve_with(&back, block::XVDA, Memory::new(vec![7; 64 * SECTOR]), block::SMALL_BACK).await.map(drop)
+    };
     bed.run(vec![Program::new("client", client), Program::new("server", server)])?;
     device.clean_up(bed.toolstack.store()).context("clean up")?;
     Ok(vec!["xbd: a read-only disk takes no write".into()])
