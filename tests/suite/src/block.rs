@@ -295,8 +295,7 @@ impl<P: Platform> Client<P> {
             let queue = self.queue(index)?;
             node.metered(|| queue.push());
             in_flight += queue.in_flight();
-            // What the back end still has mapped is asked for again, as no event tells of it.
-            if node.take(Some(queue.port())) || queue.held() > 0 {
+            if node.take(Some(queue.port())) {
                 any = true;
                 node.metered(|| queue.poll(&mut done)).context("xbd poll")?;
             }
