@@ -188,11 +188,14 @@ fn ways() -> [(&'static str, front::Config, back::Config); 4] {
     ]
 }
 
+/// Sectors of a disk that is used in several ways: a few I/Os.
+const FEW_SECTORS: usize = SECTORS / 4;
+
 fn block_features<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<String>, Failure> {
     let mut lines = Vec::new();
     for (way, front_config, back_config) in ways() {
-        let contents = noise(bed.seed, SECTORS * SECTOR);
-        let new = noise(!bed.seed, SECTORS * SECTOR);
+        let contents = noise(bed.seed, FEW_SECTORS * SECTOR);
+        let new = noise(!bed.seed, FEW_SECTORS * SECTOR);
         let device = block::disk(bed.front.id(), bed.back.id());
         let (toolstack, front, back) = (bed.toolstack.clone(), bed.front.clone(), bed.back.clone());
         device.attach(toolstack.store()).context("attach")?;
@@ -200,12 +203,12 @@ fn block_features<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<
         let client = async {
             let mut disk = Client::attach_with(&front, block::XVDA, front_config).await.context(way)?;
             ensure(disk.queues() == 2, format_args!("{way}: {} queue(s)", disk.queues()))?;
-            disk.set_io_pages(40);
+            disk.set_io_pages(20);
             ensure(disk.sha256().await?[..] == Sha256::digest(&contents)[..], "the disk reads other than it was made")?;
             let part = |sector: u64, len: usize| &new[sector as usize * SECTOR..][..len];
             let fill =
                 |sector, buffer: &hypercall::mem::PageBuf<P>| buffer.shared().write(0, part(sector, buffer.len()));
-            disk.transfer(Operation::Write, 0..SECTORS as u64, fill, |_, _| {}).await?;
+            disk.transfer(Operation::Write, 0..FEW_SECTORS as u64, fill, |_, _| {}).await?;
             disk.barrier().await?;
             disk.flush().await?;
             disk.discard(8..24, false).await?;
