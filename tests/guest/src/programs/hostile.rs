@@ -23,9 +23,14 @@ use crate::memory::PAGE_SIZE;
 use crate::{Bare, println};
 
 /// How long the other end may take for a step of the life cycle.
-const PATIENCE_NS: u64 = 20_000_000_000;
+const PATIENCE_NS: u64 = 120_000_000_000;
 /// How long a lie may have no effect: some are ignored.
 const EFFECT_NS: u64 = 300_000_000;
+/// How often it is looked at what the other end does, though no event has come. Each look is work for dom0's xenstored, which is
+/// nobody's enemy here.
+const LOOK_NS: u64 = 100_000_000;
+/// The time between two rounds, for the same reason.
+const PAUSE_NS: u64 = 200_000_000;
 
 /// io/ring.h: where the indices and the slots stand in the page.
 const REQ_PROD: usize = 0;
@@ -115,6 +120,7 @@ impl Liar {
             if outcome.rounds == LIES.len() {
                 println!("xenlab: hostile has told each lie once");
             }
+            Bare.wait(&[], Bare.now_ns() + PAUSE_NS);
         }
         Ok(outcome)
     }
@@ -131,7 +137,7 @@ impl Liar {
                 return Err(Failure::new("the other end does nothing"));
             }
             self.node.forget_waits();
-            Bare.wait(&self.node.waits(), Bare.now_ns() + 10_000_000);
+            Bare.wait(&self.node.waits(), Bare.now_ns() + LOOK_NS);
         }
     }
 

@@ -15,6 +15,9 @@ use crate::boot::{is_dom0, start_info};
 use crate::memory::{frames, pages};
 use crate::{Bare, println};
 
+/// How long xenstored may take for an answer: dom0 is an emulated machine on what may be a busy host.
+const STORE_PATIENCE_NS: u64 = 60_000_000_000;
+
 /// There is nothing in this domain but the programs: what moves them comes from outside.
 pub(super) struct Outside;
 
@@ -42,6 +45,7 @@ pub(super) fn node() -> Result<Node<Bare>, String> {
     let Services { events, grants } = services()?;
     let info = start_info();
     let store = XenStore::new(Bare, events.clone(), boot_page(Mfn(info.store_mfn.0 as u64)), info.store_evtchn);
+    store.set_timeout_ns(STORE_PATIENCE_NS);
     let own = domain::Services { platform: Bare, grants, events, store, id };
     Ok(Node::new("domU", own, pages::allocations))
 }

@@ -18,6 +18,7 @@ use xenbus::store::{Store, Tx};
 
 use super::Args;
 use super::outside::{self, Administrator, Outside};
+use crate::memory::pages;
 use crate::{Bare, println};
 
 pub(super) fn run(args: &Args<'_>) -> Result<(), String> {
@@ -26,7 +27,7 @@ pub(super) fn run(args: &Args<'_>) -> Result<(), String> {
     let node = server.node.clone();
     let life = Program::new("server", server.live());
     run_programs(core::slice::from_ref(&node), &mut Outside, [life].into()).map_err(|failure| failure.to_string())?;
-    match node.allocations() {
+    match server.allocations {
         0 => Ok(()),
         count => Err(format!("{count} allocation(s) on the data path")),
     }
@@ -50,6 +51,8 @@ struct Server {
     /// Disks that no device has just now, by their names.
     idle: BTreeMap<String, Memory>,
     devices: Vec<Device>,
+    /// How often serving requests has asked for memory.
+    allocations: u64,
 }
 
 /// A device that has a disk.
@@ -60,7 +63,7 @@ struct Device {
 
 impl Server {
     const fn new(node: Node<Bare>, size: usize) -> Self {
-        Self { node, size, idle: BTreeMap::new(), devices: Vec::new() }
+        Self { node, size, idle: BTreeMap::new(), devices: Vec::new(), allocations: 0 }
     }
 
     async fn live(&mut self) -> Result<(), Failure> {
@@ -125,9 +128,15 @@ impl Server {
         for (index, Device { back, .. }) in self.devices.iter_mut().enumerate() {
             let busy = back.store_busy();
             for queue in 0..back.queues() {
-                if node.take(back.port(queue)) || busy {
-                    // A front end that breaks the rules loses its device, no more; the back end itself has told what was wrong.
-                    more |= node.metered(|| back.poll(queue)).unwrap_or(false);
+                if !node.take(back.port(queue)) && !busy {
+                    continue;
+                }
+                let before = pages::allocations();
+                // A front end that breaks the rules loses its device, no more; the back end itself tells the store and the
+                // console what was wrong, which is no part of the data path.
+                if let Ok(left) = back.poll(queue) {
+                    more |= left;
+                    self.allocations += pages::allocations() - before;
                 }
             }
             if (back.device().changed() || back.closing()) && matches!(back.step(), Ok(Change::Removed)) {

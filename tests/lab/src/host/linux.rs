@@ -45,7 +45,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "IMAGE", required_unless_present = "suite", required_if_eq("suite", "disk"))]
     disk: Option<PathBuf>,
     /// Seconds until the run is given up
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 900)]
     timeout: u64,
     /// Shows the lines of Xen and of dom0's start too
     #[arg(long, short)]
