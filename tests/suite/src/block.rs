@@ -152,8 +152,13 @@ impl<P: Platform> Client<P> {
         let mut devices = Enumerator::front(node.store(), "vbd").context("watch device/vbd")?;
         let path = find_device(node, &mut devices, handle).await?;
         let mut front = Front::new(node.own(), &path, config).context("xbd")?;
+        let mut suspends = node.own().events.suspends();
         loop {
             let seen = node.happened();
+            let now = node.own().events.suspends();
+            if core::mem::replace(&mut suspends, now) != now {
+                front.resume(drop).context("xbd resume")?;
+            }
             if front.device().changed()
                 && let front::Change::Connected(disk) = front.step(drop).context("xbd step")?
             {
@@ -165,7 +170,7 @@ impl<P: Platform> Client<P> {
                     connected: true,
                     close_wanted: false,
                     returned: Vec::new(),
-                    suspends: node.own().events.suspends(),
+                    suspends,
                 });
             }
             if node.happened() == seen {

@@ -24,11 +24,7 @@ fn restore(bed: &mut Bed) {
     bed.device.attach(&bed.toolstack.store).unwrap();
     assert_eq!(suspend(&bed.front), Ok(Suspended::Restored));
     bed.front.id = bed.device.front;
-    let home = format!("/local/domain/{}", old.front.0);
-    let served = format!("/local/domain/{}/{}", old.back.0, old.back_path());
-    for path in [home, served] {
-        bed.toolstack.store.rm(Tx::NONE, &path).unwrap();
-    }
+    old.remove(&bed.toolstack.store).unwrap();
 }
 
 fn resume(front: &mut FrontOwner) -> Change {
