@@ -211,6 +211,7 @@ fn queues_of_before_close_no_port_of_now() {
         assert!(made.iter().all(|port| open.contains(port)), "{made:?} {open:?}");
     }
     assert_eq!(made[0], ports[0], "a number was given again");
+    assert_ne!(made[0], made[1]);
     drop(disks);
     let open = &bed.machine.usage().0[&new].ports;
     assert_eq!(open.len(), 2, "those of store and console: {open:?}");
