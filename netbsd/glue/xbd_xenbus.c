@@ -2,12 +2,12 @@
  * SPDX-License-Identifier: BSD-2-Clause
  *
  * xbd(4): disks that another domain serves. The driver is in Rust (xenpv.h);
- * this is its disk(9) side, in place of sys/arch/xen/xen/xbd_xenbus.c.
+ * this is its life, in place of sys/arch/xen/xen/xbd_xenbus.c, and xbd_disk.c
+ * is its disk(9) side.
  *
  * The device's thread goes through the states of the device, which waits for
- * xenstore. Transfers are started from dk_start() and end in the interrupt.
- * A disk that its back end wants to take away is closed when its last user
- * has closed it; xenbus detaches it when the back end is closed or gone.
+ * xenstore. A disk that its back end wants to take away is closed when its last
+ * user has closed it; xenbus detaches it when the back end is closed or gone.
  */
 
 #include <sys/cdefs.h>
@@ -18,19 +18,14 @@ __KERNEL_RCSID(0, "$NetBSD$");
 #include <sys/param.h>
 #include <sys/systm.h>
 #include <sys/atomic.h>
-#include <sys/buf.h>
 #include <sys/bufq.h>
 #include <sys/conf.h>
 #include <sys/device.h>
 #include <sys/disk.h>
 #include <sys/disklabel.h>
 #include <sys/errno.h>
-#include <sys/fcntl.h>
-#include <sys/ioccom.h>
 #include <sys/kernel.h>
 #include <sys/kthread.h>
-#include <sys/proc.h>
-#include <sys/stat.h>
 #include <sys/vnode.h>
 
 #include <dev/dkvar.h>
@@ -38,113 +33,22 @@ __KERNEL_RCSID(0, "$NetBSD$");
 #include <xen/hypervisor.h>
 #include <xen/xenbus.h>
 
-#include "xenpv_var.h"
+#include "xbd_var.h"
 #include "locators.h"
 
-struct xbd_softc {
-	struct dk_softc		sc_dksc;	/* first: dk(9)'s */
-	struct xenbus_device	*sc_xbusd;
-	struct xenpv_device	sc_xd;
-	struct xenpv_xbd	*sc_disk;
-	kmutex_t		sc_qlock;	/* the library's */
-	struct xenpv_xbd_info	sc_info;	/* once connected */
-	struct lwp		*sc_discover;
-	struct xenpv_counters	sc_counters;
-	time_t			sc_since;	/* when it was attached */
-	volatile unsigned int	sc_ready;	/* its locks are there */
-
-	kmutex_t		sc_lock;	/* IPL_VM; what follows */
-	kcondvar_t		sc_cv;
-	enum {
-		XBD_CONNECTING,
-		XBD_RUNNING,
-		XBD_CLOSING,	/* no new users, no new transfers */
-		XBD_GONE,	/* nothing is in flight, nothing held */
-	}			sc_state;
-	bool			sc_pending;	/* config_pending_decr() is due */
-	bool			sc_attached;	/* dk_attach() was called */
-	bool			sc_close;	/* the thread is to close it */
-	bool			sc_detaching;	/* xbd_detach() waits */
-	time_t			sc_detach_since;
-	bool			sc_warned;
-	struct timeval		sc_said;	/* when a size was printed */
-};
-
 static const struct timeval xbd_said_interval = { 1, 0 };
-
-/* A cache flush that somebody waits for. As a token it has its low bit set. */
-struct xbd_sync {
-	bool	s_done;
-	int	s_error;
-};
-#define	XBD_SYNC_TOKEN(s)	((void *)((uintptr_t)(s) | 1))
-#define	XBD_IS_SYNC(t)		(((uintptr_t)(t) & 1) != 0)
-#define	XBD_SYNC(t)		((struct xbd_sync *)((uintptr_t)(t) & ~1UL))
 
 static int	xbd_match(device_t, cfdata_t, void *);
 static void	xbd_attach(device_t, device_t, void *);
 static int	xbd_detach(device_t, int);
 static bool	xbd_suspend(device_t, const pmf_qual_t *);
 
-static void	xbd_intr(void *);
 static int	xbd_step(void *);
-static void	xbd_done(void *, void *, int);
 static void	xbd_connected(struct xbd_softc *);
 static void	xbd_fetch(void *, void *);
 
-static int	xbd_diskstart(device_t, struct buf *);
-static int	xbd_dumpblocks(device_t, void *, daddr_t, int);
-static int	xbd_lastclose(device_t);
-
 CFATTACH_DECL3_NEW(xbd, sizeof(struct xbd_softc),
     xbd_match, xbd_attach, xbd_detach, NULL, NULL, NULL, DVF_DETACH_SHUTDOWN);
-
-extern struct cfdriver xbd_cd;
-
-static dev_type_open(xbdopen);
-static dev_type_close(xbdclose);
-static dev_type_read(xbdread);
-static dev_type_write(xbdwrite);
-static dev_type_ioctl(xbdioctl);
-static dev_type_strategy(xbdstrategy);
-static dev_type_dump(xbddump);
-static dev_type_size(xbdsize);
-
-const struct bdevsw xbd_bdevsw = {
-	.d_open = xbdopen,
-	.d_close = xbdclose,
-	.d_strategy = xbdstrategy,
-	.d_ioctl = xbdioctl,
-	.d_dump = xbddump,
-	.d_psize = xbdsize,
-	.d_discard = nodiscard,
-	.d_flag = D_DISK | D_MPSAFE
-};
-
-const struct cdevsw xbd_cdevsw = {
-	.d_open = xbdopen,
-	.d_close = xbdclose,
-	.d_read = xbdread,
-	.d_write = xbdwrite,
-	.d_ioctl = xbdioctl,
-	.d_stop = nostop,
-	.d_tty = notty,
-	.d_poll = nopoll,
-	.d_mmap = nommap,
-	.d_kqfilter = nokqfilter,
-	.d_discard = nodiscard,
-	.d_flag = D_DISK | D_MPSAFE
-};
-
-static const struct dkdriver xbd_dkdriver = {
-	.d_strategy = xbdstrategy,
-	.d_minphys = minphys,
-	.d_open = xbdopen,
-	.d_close = xbdclose,
-	.d_diskstart = xbd_diskstart,
-	.d_dumpblocks = xbd_dumpblocks,
-	.d_lastclose = xbd_lastclose,
-};
 
 static const struct xenpv_counter xbd_counters[] = {
 #define	COUNTER(f, about) \
@@ -179,36 +83,6 @@ xbd_match(device_t parent, cfdata_t cf, void *aux)
 
 	return strcmp(xa->xa_type, "vbd") == 0 &&
 	    (id == XENBUSCF_ID_DEFAULT || id == xa->xa_id);
-}
-
-/*
- * Returns the disk of a device number, for whoever hasn't opened it: a device
- * is found by its number before its attach function has made its locks.
- */
-static struct xbd_softc *
-xbd_find(dev_t dev)
-{
-	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
-
-	if (sc == NULL || atomic_cas_uint(&sc->sc_ready, 1, 1) != 1)
-		return NULL;
-	return sc;
-}
-
-/*
- * Tells whether the disk takes transfers, and what it is. The thread changes
- * both at any time.
- */
-static bool
-xbd_running(struct xbd_softc *sc, struct xenpv_xbd_info *info)
-{
-	bool running;
-
-	mutex_enter(&sc->sc_lock);
-	running = sc->sc_state == XBD_RUNNING;
-	*info = sc->sc_info;
-	mutex_exit(&sc->sc_lock);
-	return running;
 }
 
 /* Whoever waits for all disks, to find the root's, need not for this one. */
@@ -592,245 +466,10 @@ xbd_connected(struct xbd_softc *sc)
 	}
 }
 
-/*
- * Transfers.
- */
-
-static void
-xbd_intr(void *arg)
-{
-	struct xbd_softc *sc = arg;
-	bool attached;
-
-	if (xenpv_xbd_intr(sc->sc_disk))
-		xenpv_device_kick(&sc->sc_xd);
-	/* The back end may send events from the first moment of the ring. */
-	mutex_enter(&sc->sc_lock);
-	attached = sc->sc_attached;
-	mutex_exit(&sc->sc_lock);
-	/* There may be room in the ring now. */
-	if (attached)
-		dk_start(&sc->sc_dksc, NULL);
-}
-
-static void
-xbd_done(void *arg, void *token, int error)
-{
-	struct xbd_softc *sc = arg;
-	struct buf *bp;
-
-	if (XBD_IS_SYNC(token)) {
-		mutex_enter(&sc->sc_lock);
-		XBD_SYNC(token)->s_error = error;
-		XBD_SYNC(token)->s_done = true;
-		cv_broadcast(&sc->sc_cv);
-		mutex_exit(&sc->sc_lock);
-		return;
-	}
-	bp = token;
-	bp->b_error = error;
-	bp->b_resid = error != 0 ? bp->b_bcount : 0;
-	dk_done(&sc->sc_dksc, bp);
-}
-
-static int
-xbd_diskstart(device_t self, struct buf *bp)
-{
-	struct xbd_softc *sc = device_private(self);
-	struct xenpv_xbd_info info;
-
-	if (!xbd_running(sc, &info))
-		return EIO;
-	return xenpv_xbd_start(sc->sc_disk,
-	    (bp->b_flags & B_READ) != 0 ? XENPV_XBD_READ : XENPV_XBD_WRITE,
-	    (uint64_t)bp->b_rawblkno * (info.sector_size / DEV_BSIZE),
-	    bp->b_data, bp->b_bcount, bp);
-}
-
-static int
-xbd_sync(struct xbd_softc *sc)
-{
-	struct xbd_sync s = { false, 0 };
-	struct xenpv_xbd_info info;
-	int error;
-
-	for (;;) {
-		if (!xbd_running(sc, &info))
-			return EIO;
-		error = xenpv_xbd_start(sc->sc_disk, XENPV_XBD_SYNC, 0, NULL,
-		    0, XBD_SYNC_TOKEN(&s));
-		if (error != EAGAIN)
-			break;
-		kpause("xbdsync", false, 1, NULL);
-	}
-	if (error != 0)
-		return error;
-	mutex_enter(&sc->sc_lock);
-	while (!s.s_done)
-		cv_wait(&sc->sc_cv, &sc->sc_lock);
-	mutex_exit(&sc->sc_lock);
-	return s.s_error;
-}
-
-static int
-xbd_dumpblocks(device_t self, void *va, daddr_t blkno, int nblk)
-{
-	struct xbd_softc *sc = device_private(self);
-	const unsigned int secsize = sc->sc_info.sector_size;
-	int error;
-
-	error = xenpv_xbd_dump(sc->sc_disk,
-	    (uint64_t)blkno * (secsize / DEV_BSIZE), va,
-	    (size_t)nblk * secsize);
-	if (error != 0)
-		aprint_error_dev(self, "dump at block %" PRId64 ": error %d\n",
-		    (int64_t)blkno, error);
-	return error;
-}
-
 static void
 xbd_fetch(void *arg, void *to)
 {
 	struct xbd_softc *sc = arg;
 
 	xenpv_xbd_counters(sc->sc_disk, to);
-}
-
-/*
- * Device switch.
- */
-
-static int
-xbd_lastclose(device_t self)
-{
-	struct xbd_softc *sc = device_private(self);
-
-	/* The back end may have been waiting for this. */
-	xenpv_device_kick(&sc->sc_xd);
-	return 0;
-}
-
-static int
-xbdopen(dev_t dev, int flags, int fmt, struct lwp *l)
-{
-	struct xbd_softc *sc = xbd_find(dev);
-	struct xenpv_xbd_info info;
-	int error;
-
-	if (sc == NULL || !xbd_running(sc, &info))
-		return ENXIO;
-	if ((flags & FWRITE) != 0 && (info.flags & XENPV_XBD_READONLY) != 0)
-		return EROFS;
-	error = dk_open(&sc->sc_dksc, dev, flags, fmt, l);
-	/* It may have been found unused, and closed, just before. */
-	if (error == 0 && !xbd_running(sc, &info)) {
-		dk_close(&sc->sc_dksc, dev, flags, fmt, l);
-		error = ENXIO;
-	}
-	return error;
-}
-
-static int
-xbdclose(dev_t dev, int flags, int fmt, struct lwp *l)
-{
-	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
-
-	if (sc == NULL)
-		return ENXIO;
-	return dk_close(&sc->sc_dksc, dev, flags, fmt, l);
-}
-
-static void
-xbdstrategy(struct buf *bp)
-{
-	struct xbd_softc *sc =
-	    device_lookup_private(&xbd_cd, DISKUNIT(bp->b_dev));
-	struct xenpv_xbd_info info;
-	int error = 0;
-
-	if (sc == NULL || !xbd_running(sc, &info))
-		error = EIO;
-	else if ((bp->b_flags & B_READ) == 0 &&
-	    (info.flags & XENPV_XBD_READONLY) != 0)
-		error = EROFS;
-	if (error != 0) {
-		bp->b_error = error;
-		bp->b_resid = bp->b_bcount;
-		biodone(bp);
-		return;
-	}
-	dk_strategy(&sc->sc_dksc, bp);
-}
-
-static int
-xbdread(dev_t dev, struct uio *uio, int flags)
-{
-	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
-	struct xenpv_xbd_info info;
-
-	if (sc == NULL || !xbd_running(sc, &info))
-		return ENXIO;
-	return physio(xbdstrategy, NULL, dev, B_READ, minphys, uio);
-}
-
-static int
-xbdwrite(dev_t dev, struct uio *uio, int flags)
-{
-	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
-	struct xenpv_xbd_info info;
-
-	if (sc == NULL || !xbd_running(sc, &info))
-		return ENXIO;
-	if ((info.flags & XENPV_XBD_READONLY) != 0)
-		return EROFS;
-	return physio(xbdstrategy, NULL, dev, B_WRITE, minphys, uio);
-}
-
-static int
-xbdioctl(dev_t dev, u_long cmd, void *data, int flag, struct lwp *l)
-{
-	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
-	struct xenpv_xbd_info info;
-
-	if (sc == NULL)
-		return ENXIO;
-	(void)xbd_running(sc, &info);
-	switch (cmd) {
-	case DIOCGCACHE:
-		/* A cache that can be flushed is taken for a write cache. */
-		*(int *)data = (info.flags & XENPV_XBD_FLUSH) != 0 ?
-		    DKCACHE_WRITE : 0;
-		return 0;
-	case DIOCCACHESYNC:
-		if ((info.flags & XENPV_XBD_FLUSH) == 0)
-			return EOPNOTSUPP;
-		return xbd_sync(sc);
-	default:
-		return dk_ioctl(&sc->sc_dksc, dev, cmd, data, flag, l);
-	}
-}
-
-static int
-xbdsize(dev_t dev)
-{
-	struct xbd_softc *sc = xbd_find(dev);
-	struct xenpv_xbd_info info;
-
-	if (sc == NULL || !xbd_running(sc, &info))
-		return -1;
-	return dk_size(&sc->sc_dksc, dev);
-}
-
-static int
-xbddump(dev_t dev, daddr_t blkno, void *va, size_t size)
-{
-	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
-
-	if (sc == NULL || sc->sc_state != XBD_RUNNING)
-		return ENXIO;
-#if __NetBSD_Version__ >= 1000000000
-	return dk_dump(&sc->sc_dksc, dev, blkno, va, size, 0);
-#else
-	return dk_dump(&sc->sc_dksc, dev, blkno, va, size);
-#endif
 }

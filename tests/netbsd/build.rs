@@ -8,12 +8,15 @@ use std::path::Path;
 use std::process::Command;
 
 /// What is compiled as a kernel is, with no header but ours and the compiler's own.
-const KERNEL: [&str; 8] = [
+const KERNEL: [&str; 11] = [
     "../../netbsd/glue/xbd_xenbus.c",
+    "../../netbsd/glue/xbd_disk.c",
     "../../netbsd/glue/xencons.c",
     "../../netbsd/glue/xengnt.c",
     "../../netbsd/glue/xenpv_subr.c",
     "host/kernel.c",
+    "host/nodes.c",
+    "host/disk.c",
     "host/tty.c",
     "host/conf_xbd.c",
     "host/conf_xencons.c",

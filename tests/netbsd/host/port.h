@@ -17,6 +17,14 @@ struct cfattach;
 struct cfdriver;
 struct device;
 
+#define	HOST_UNITS	4	/* of a driver */
+
+struct uio {
+	char	*data;
+	size_t	resid;
+	int64_t	offset;
+};
+
 /* port.c; most of what it has is declared in kernel.h. */
 extern int port_threads_left, port_skipped;
 extern long port_blocks;
@@ -33,7 +41,12 @@ void	panic(const char *, ...)
 /* The Rust side: a piece of the log. */
 void	host_say(const char *, size_t);
 
-/* kernel.c, for the Rust side. */
+/* nodes.c, disk.c. */
+void	port_nodes_init(void);
+void	port_nodes_revive(int);
+void	port_disks_init(void);
+
+/* kernel.c, nodes.c, disk.c, for the Rust side. */
 void	host_boot(void);
 void	host_driver(const struct cfattach *, struct cfdriver *, const char *);
 struct device *host_config_found(const char *, int, const char *);

@@ -338,8 +338,7 @@ struct cdevsw {
 	dev_type_discard((*d_discard));
 	int	d_flag;
 };
-extern const struct bdevsw xbd_bdevsw;
-extern const struct cdevsw xbd_cdevsw, xencons_cdevsw;
+extern const struct cdevsw xencons_cdevsw;
 
 dev_type_stop(nostop);
 dev_type_tty(notty);
