@@ -29,17 +29,26 @@ __KERNEL_RCSID(0, "$NetBSD$");
 
 #include "xbd_var.h"
 
-/* A cache flush that somebody waits for. As a token it has its low bit set. */
-struct xbd_sync {
-	bool	s_done;
-	int	s_error;
+/*
+ * A flush or discard, which has no buf, and for which somebody waits. As a
+ * token it has its low bit set.
+ */
+struct xbd_wait {
+	bool	w_done;
+	int	w_error;
 };
-#define	XBD_SYNC_TOKEN(s)	((void *)((uintptr_t)(s) | 1))
-#define	XBD_IS_SYNC(t)		(((uintptr_t)(t) & 1) != 0)
-#define	XBD_SYNC(t)		((struct xbd_sync *)((uintptr_t)(t) & ~1UL))
+#define	XBD_WAIT_TOKEN(w)	((void *)((uintptr_t)(w) | 1))
+#define	XBD_IS_WAIT(t)		(((uintptr_t)(t) & 1) != 0)
+#define	XBD_WAIT(t)		((struct xbd_wait *)((uintptr_t)(t) & ~1UL))
+
+/* What bounds checks are given at once, as a buf's length is an int. */
+#define	XBD_CHECK_MAX		(1024 * 1024 * 1024)
 
 static int	xbd_diskstart(device_t, struct buf *);
 static int	xbd_dumpblocks(device_t, void *, daddr_t, int);
+#if __NetBSD_Version__ >= 800000000
+static void	xbd_label(device_t, struct disklabel *);
+#endif
 
 extern struct cfdriver xbd_cd;
 
@@ -51,6 +60,7 @@ static dev_type_ioctl(xbdioctl);
 static dev_type_strategy(xbdstrategy);
 static dev_type_dump(xbddump);
 static dev_type_size(xbdsize);
+static dev_type_discard(xbddiscard);
 
 const struct bdevsw xbd_bdevsw = {
 	.d_open = xbdopen,
@@ -59,7 +69,7 @@ const struct bdevsw xbd_bdevsw = {
 	.d_ioctl = xbdioctl,
 	.d_dump = xbddump,
 	.d_psize = xbdsize,
-	.d_discard = nodiscard,
+	.d_discard = xbddiscard,
 	.d_flag = D_DISK | D_MPSAFE
 };
 
@@ -74,7 +84,7 @@ const struct cdevsw xbd_cdevsw = {
 	.d_poll = nopoll,
 	.d_mmap = nommap,
 	.d_kqfilter = nokqfilter,
-	.d_discard = nodiscard,
+	.d_discard = xbddiscard,
 	.d_flag = D_DISK | D_MPSAFE
 };
 
@@ -86,6 +96,9 @@ const struct dkdriver xbd_dkdriver = {
 	.d_diskstart = xbd_diskstart,
 	.d_dumpblocks = xbd_dumpblocks,
 	.d_lastclose = xbd_lastclose,
+#if __NetBSD_Version__ >= 800000000
+	.d_label = xbd_label,
+#endif
 };
 
 /*
@@ -123,12 +136,12 @@ xbd_running(struct xbd_softc *sc, struct xenpv_xbd_info *info)
  */
 
 void
-xbd_intr(void *arg)
+xbd_intr(void *arg, unsigned int port)
 {
 	struct xbd_softc *sc = arg;
 	bool attached;
 
-	if (xenpv_xbd_intr(sc->sc_disk))
+	if (xenpv_xbd_intr(sc->sc_disk, port))
 		xenpv_device_kick(&sc->sc_xd);
 	/* The back end may send events from the first moment of the ring. */
 	mutex_enter(&sc->sc_lock);
@@ -145,10 +158,10 @@ xbd_done(void *arg, void *token, int error)
 	struct xbd_softc *sc = arg;
 	struct buf *bp;
 
-	if (XBD_IS_SYNC(token)) {
+	if (XBD_IS_WAIT(token)) {
 		mutex_enter(&sc->sc_lock);
-		XBD_SYNC(token)->s_error = error;
-		XBD_SYNC(token)->s_done = true;
+		XBD_WAIT(token)->w_error = error;
+		XBD_WAIT(token)->w_done = true;
 		cv_broadcast(&sc->sc_cv);
 		mutex_exit(&sc->sc_lock);
 		return;
@@ -167,35 +180,36 @@ xbd_diskstart(device_t self, struct buf *bp)
 
 	if (!xbd_running(sc, &info))
 		return EIO;
-	return xenpv_xbd_start(sc->sc_disk,
+	return xenpv_xbd_start(sc->sc_disk, cpu_index(curcpu()),
 	    (bp->b_flags & B_READ) != 0 ? XENPV_XBD_READ : XENPV_XBD_WRITE,
 	    (uint64_t)bp->b_rawblkno * (info.sector_size / DEV_BSIZE),
 	    bp->b_data, bp->b_bcount, bp);
 }
 
+/* Does what has no buf, and waits for its end. */
 static int
-xbd_sync(struct xbd_softc *sc)
+xbd_do(struct xbd_softc *sc, int op, uint64_t sector, size_t len)
 {
-	struct xbd_sync s = { false, 0 };
+	struct xbd_wait w = { false, 0 };
 	struct xenpv_xbd_info info;
 	int error;
 
 	for (;;) {
 		if (!xbd_running(sc, &info))
 			return EIO;
-		error = xenpv_xbd_start(sc->sc_disk, XENPV_XBD_SYNC, 0, NULL,
-		    0, XBD_SYNC_TOKEN(&s));
+		error = xenpv_xbd_start(sc->sc_disk, cpu_index(curcpu()), op,
+		    sector, NULL, len, XBD_WAIT_TOKEN(&w));
 		if (error != EAGAIN)
 			break;
-		kpause("xbdsync", false, 1, NULL);
+		kpause("xbdwait", false, 1, NULL);
 	}
 	if (error != 0)
 		return error;
 	mutex_enter(&sc->sc_lock);
-	while (!s.s_done)
+	while (!w.w_done)
 		cv_wait(&sc->sc_cv, &sc->sc_lock);
 	mutex_exit(&sc->sc_lock);
-	return s.s_error;
+	return w.w_error;
 }
 
 static int
@@ -214,9 +228,32 @@ xbd_dumpblocks(device_t self, void *va, daddr_t blkno, int nblk)
 	return error;
 }
 
+#if __NetBSD_Version__ >= 800000000
+static void
+xbd_label(device_t self, struct disklabel *lp)
+{
+	struct xbd_softc *sc = device_private(self);
+	struct xenpv_xbd_info info;
+
+	(void)xbd_running(sc, &info);
+	if ((info.flags & XENPV_XBD_REMOVABLE) != 0)
+		lp->d_flags |= D_REMOVABLE;
+}
+#endif
+
 /*
  * Device switch.
  */
+
+/* Returns where a partition begins, in sectors of the disk. */
+static uint64_t
+xbd_partition(struct xbd_softc *sc, dev_t dev)
+{
+	const int part = DISKPART(dev);
+
+	return part == RAW_PART ? 0 :
+	    sc->sc_dksc.sc_dkdev.dk_label->d_partitions[part].p_offset;
+}
 
 int
 xbd_lastclose(device_t self)
@@ -271,6 +308,11 @@ xbdstrategy(struct buf *bp)
 	else if ((bp->b_flags & B_READ) == 0 &&
 	    (info.flags & XENPV_XBD_READONLY) != 0)
 		error = EROFS;
+	else if (bp->b_blkno % (info.sector_size / DEV_BSIZE) != 0 ||
+	    bp->b_bcount % info.sector_size != 0) {
+		/* dk_strategy() would round the first down. */
+		error = EINVAL;
+	}
 	if (error != 0) {
 		bp->b_error = error;
 		bp->b_resid = bp->b_bcount;
@@ -304,6 +346,24 @@ xbdwrite(dev_t dev, struct uio *uio, int flags)
 	return physio(xbdstrategy, NULL, dev, B_WRITE, minphys, uio);
 }
 
+#ifdef DIOCGSECTORALIGN
+/* The best unit of I/O, and where the first one begins in a partition. */
+static int
+xbd_sectoralign(struct xbd_softc *sc, dev_t dev,
+    const struct xenpv_xbd_info *info, struct disk_sectoralign *dsa)
+{
+	uint32_t unit;
+
+	if (info->sector_size == 0)
+		return ENXIO;
+	unit = info->physical_sector_size / info->sector_size;
+	dsa->dsa_alignment = unit;
+	dsa->dsa_firstaligned =
+	    (unit - xbd_partition(sc, dev) % unit) % unit;
+	return 0;
+}
+#endif
+
 static int
 xbdioctl(dev_t dev, u_long cmd, void *data, int flag, struct lwp *l)
 {
@@ -322,7 +382,11 @@ xbdioctl(dev_t dev, u_long cmd, void *data, int flag, struct lwp *l)
 	case DIOCCACHESYNC:
 		if ((info.flags & XENPV_XBD_FLUSH) == 0)
 			return EOPNOTSUPP;
-		return xbd_sync(sc);
+		return xbd_do(sc, XENPV_XBD_SYNC, 0, 0);
+#ifdef DIOCGSECTORALIGN
+	case DIOCGSECTORALIGN:
+		return xbd_sectoralign(sc, dev, &info, data);
+#endif
 	default:
 		return dk_ioctl(&sc->sc_dksc, dev, cmd, data, flag, l);
 	}
@@ -339,13 +403,63 @@ xbdsize(dev_t dev)
 	return dk_size(&sc->sc_dksc, dev);
 }
 
+/*
+ * dk_discard() would do, if it didn't count sectors where its translation
+ * counts DEV_BSIZE: on a disk of larger sectors that is another place.
+ */
+static int
+xbddiscard(dev_t dev, off_t pos, off_t len)
+{
+	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
+	struct xenpv_xbd_info info;
+	struct buf b;
+	off_t at;
+	int error, now, ok;
+
+	if (sc == NULL || !xbd_running(sc, &info))
+		return ENXIO;
+	if ((info.flags & XENPV_XBD_READONLY) != 0)
+		return EROFS;
+	if ((info.flags & XENPV_XBD_DISCARD) == 0)
+		return ENODEV;
+	if (pos < 0 || len < 0 || pos % info.sector_size != 0 ||
+	    len % info.sector_size != 0)
+		return EINVAL;
+	/* As for a write, before any of it is sent. */
+	for (at = 0; at < len; at += now) {
+		now = MIN(len - at, XBD_CHECK_MAX);
+		memset(&b, 0, sizeof(b));
+		b.b_flags = B_WRITE;
+		b.b_dev = dev;
+		b.b_blkno = (pos + at) / DEV_BSIZE;
+		b.b_bcount = now;
+		ok = DISKPART(dev) == RAW_PART ?
+		    bounds_check_with_mediasize(&b, DEV_BSIZE, info.sectors) :
+		    bounds_check_with_label(&sc->sc_dksc.sc_dkdev, &b,
+			sc->sc_dksc.sc_flags & (DKF_WLABEL | DKF_LABELLING));
+		if (ok <= 0 || b.b_bcount != now)
+			return b.b_error != 0 ? b.b_error : EINVAL;
+	}
+	if (len == 0)
+		return 0;
+	error = xbd_do(sc, XENPV_XBD_DISCARD_SECTORS, pos / DEV_BSIZE +
+	    xbd_partition(sc, dev) * (info.sector_size / DEV_BSIZE), len);
+	/* The back end may say so only now. */
+	return error == EOPNOTSUPP ? ENODEV : error;
+}
+
 static int
 xbddump(dev_t dev, daddr_t blkno, void *va, size_t size)
 {
 	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
+	unsigned int secsize;
 
 	if (sc == NULL || sc->sc_state != XBD_RUNNING)
 		return ENXIO;
+	secsize = sc->sc_info.sector_size;
+	/* dk_dump() would round the first down. */
+	if (blkno % (secsize / DEV_BSIZE) != 0 || size % secsize != 0)
+		return EINVAL;
 #if __NetBSD_Version__ >= 1000000000
 	return dk_dump(&sc->sc_dksc, dev, blkno, va, size, 0);
 #else

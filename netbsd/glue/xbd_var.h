@@ -16,7 +16,18 @@
 
 #include <dev/dkvar.h>
 
+#include "opt_xenpv_rust.h"
+
 #include "xenpv_var.h"
+
+/*
+ * A disk has a queue for each CPU, but not more than this, nor than its back
+ * end offers.
+ */
+#ifndef XENPV_XBD_QUEUES
+#define	XENPV_XBD_QUEUES	4
+#endif
+CTASSERT(XENPV_XBD_QUEUES >= 1 && XENPV_XBD_QUEUES <= XENPV_XBD_MAX_QUEUES);
 
 struct xenbus_device;
 
@@ -27,9 +38,9 @@ struct xbd_softc {
 	struct xenbus_device	*sc_xbusd;
 	struct xenpv_device	sc_xd;
 	struct xenpv_xbd	*sc_disk;
-	kmutex_t		sc_qlock;	/* the library's */
+	kmutex_t		sc_qlocks[XENPV_XBD_QUEUES]; /* the library's */
+	unsigned int		sc_queues;	/* for how many there are places */
 	struct xenpv_xbd_info	sc_info;	/* once connected */
-	struct lwp		*sc_discover;
 	struct xenpv_counters	sc_counters;
 	time_t			sc_since;	/* when it was attached */
 	volatile unsigned int	sc_ready;	/* its locks are there */
@@ -47,8 +58,15 @@ struct xbd_softc {
 	bool			sc_close;	/* the thread is to close it */
 	bool			sc_detaching;	/* xbd_detach() waits */
 	time_t			sc_detach_since;
+	bool			sc_discovering;	/* sc_discover is at work */
+	bool			sc_rediscover;	/* and has to begin anew */
+
+	/* The device's thread's alone. */
+	struct lwp		*sc_discover;	/* looks for wedges */
 	bool			sc_warned;
-	struct timeval		sc_said;	/* when a size was printed */
+	bool			sc_changed;	/* the disk, and it was not told */
+	struct xenpv_xbd_info	sc_told;	/* what was printed of it */
+	struct timeval		sc_said;	/* when */
 };
 
 extern const struct bdevsw xbd_bdevsw;
@@ -56,7 +74,7 @@ extern const struct cdevsw xbd_cdevsw;
 extern const struct dkdriver xbd_dkdriver;
 
 bool	xbd_running(struct xbd_softc *, struct xenpv_xbd_info *);
-void	xbd_intr(void *);
+void	xbd_intr(void *, unsigned int);
 void	xbd_done(void *, void *, int);
 int	xbd_lastclose(device_t);
 

@@ -36,15 +36,12 @@ __KERNEL_RCSID(0, "$NetBSD$");
 #include "xbd_var.h"
 #include "locators.h"
 
-static const struct timeval xbd_said_interval = { 1, 0 };
-
 static int	xbd_match(device_t, cfdata_t, void *);
 static void	xbd_attach(device_t, device_t, void *);
 static int	xbd_detach(device_t, int);
 static bool	xbd_suspend(device_t, const pmf_qual_t *);
 
 static int	xbd_step(void *);
-static void	xbd_connected(struct xbd_softc *);
 static void	xbd_fetch(void *, void *);
 
 CFATTACH_DECL3_NEW(xbd, sizeof(struct xbd_softc),
@@ -54,13 +51,16 @@ static const struct xenpv_counter xbd_counters[] = {
 #define	COUNTER(f, about) \
 	{ #f, about, offsetof(struct xenpv_xbd_counters, f) }
 	COUNTER(requests, "Requests sent to the back end"),
+	COUNTER(indirect, "Indirect ones among them"),
 	COUNTER(segments, "Data segments in them"),
+	COUNTER(flushes, "Flushes among them"),
+	COUNTER(discards, "Discards among them"),
 	COUNTER(notifications, "Events sent to the back end"),
-	COUNTER(errors, "Requests that failed"),
+	COUNTER(errors, "Transfers that failed"),
 	COUNTER(still_mapped, "Answers with pages still mapped"),
 	COUNTER(bounced, "Transfers of unaligned memory"),
 	COUNTER(bounce_busy, "Times that the buffer for these was in use"),
-	COUNTER(queue_full, "Times that the ring was full"),
+	COUNTER(queue_full, "Times that a ring was full"),
 	COUNTER(kept, "Transfers that a dead back end keeps"),
 #undef COUNTER
 };
@@ -70,6 +70,10 @@ CTASSERT(sizeof(struct xenpv_xbd_counters) <= XENPV_COUNTERS_MAX);
 #define	XBD_PATIENCE	60
 /* How long a forced detach waits for one that neither answers nor goes. */
 #define	XBD_DETACH_PATIENCE	30
+/* When to look again for what nothing tells of, in ticks. */
+#define	XBD_SOON		MAX(hz / 10, 1)
+/* How often a new size is told at most. */
+static const struct timeval xbd_said_interval = { 1, 0 };
 
 /*
  * Autoconfiguration.
@@ -105,6 +109,8 @@ xbd_attach(device_t parent, device_t self, void *aux)
 	struct xbd_softc *sc = device_private(self);
 	struct xenbusdev_attach_args *xa = aux;
 	struct xenpv_xbd_setup setup;
+	void *qlocks[XENPV_XBD_QUEUES];
+	unsigned int i;
 	int error;
 
 	aprint_naive(": Disk\n");
@@ -114,9 +120,14 @@ xbd_attach(device_t parent, device_t self, void *aux)
 	dk_init(&sc->sc_dksc, self, DKTYPE_ESDI);
 	disk_init(&sc->sc_dksc.sc_dkdev, device_xname(self), &xbd_dkdriver);
 	mutex_init(&sc->sc_lock, MUTEX_DEFAULT, IPL_VM);
-	mutex_init(&sc->sc_qlock, MUTEX_DEFAULT, IPL_BIO);
+	sc->sc_queues = MIN(MAX(ncpu, 1), XENPV_XBD_QUEUES);
+	for (i = 0; i < sc->sc_queues; i++) {
+		mutex_init(&sc->sc_qlocks[i], MUTEX_DEFAULT, IPL_BIO);
+		qlocks[i] = &sc->sc_qlocks[i];
+	}
 	cv_init(&sc->sc_cv, "xbd");
-	xenpv_device_init(&sc->sc_xd, self, IPL_BIO, xbd_intr, xbd_step, sc);
+	xenpv_device_init(&sc->sc_xd, self, IPL_BIO, sc->sc_queues, xbd_intr,
+	    xbd_step, sc);
 
 	sc->sc_counters.xc_list = xbd_counters;
 	sc->sc_counters.xc_count = __arraycount(xbd_counters);
@@ -133,7 +144,8 @@ xbd_attach(device_t parent, device_t self, void *aux)
 	setup.name = device_xname(self);
 	setup.path = sc->sc_xbusd->xbusd_path;
 	setup.device = &sc->sc_xd;
-	setup.mutex = &sc->sc_qlock;
+	setup.mutexes = qlocks;
+	setup.queues = sc->sc_queues;
 	setup.arg = sc;
 	setup.done = xbd_done;
 	setup.max_transfer = MAXPHYS;
@@ -222,6 +234,7 @@ xbd_detach(device_t self, int flags)
 	struct xbd_softc *sc = device_private(self);
 	struct disk *dk = &sc->sc_dksc.sc_dkdev;
 	const bool force = (flags & DETACH_FORCE) != 0;
+	unsigned int i;
 	int error;
 
 	error = disk_begindetach(dk, xbd_lastclose, self, flags);
@@ -249,7 +262,8 @@ xbd_detach(device_t self, int flags)
 	xbd_settled(sc);
 	xenpv_device_destroy(&sc->sc_xd);
 	cv_destroy(&sc->sc_cv);
-	mutex_destroy(&sc->sc_qlock);
+	for (i = 0; i < sc->sc_queues; i++)
+		mutex_destroy(&sc->sc_qlocks[i]);
 	mutex_destroy(&sc->sc_lock);
 	pmf_device_deregister(self);
 	return 0;
@@ -285,15 +299,17 @@ xbd_gone(struct xbd_softc *sc)
 	xbd_settled(sc);
 }
 
-/* The back end wants to go. Returns whether the disk is to be closed now. */
+/*
+ * The back end wants to go. Returns whether the disk is to be closed now.
+ * Called with dk_openlock: whoever opens the disk after this look sees the
+ * change.
+ */
 static bool
 xbd_close_wanted(struct xbd_softc *sc)
 {
 	struct disk *dk = &sc->sc_dksc.sc_dkdev;
 	bool busy, close;
 
-	/* Whoever opens it after this look sees the change. */
-	mutex_enter(&dk->dk_openlock);
 	busy = dk->dk_openmask != 0;
 	mutex_enter(&sc->sc_lock);
 	if (!busy && sc->sc_state == XBD_RUNNING) {
@@ -302,7 +318,6 @@ xbd_close_wanted(struct xbd_softc *sc)
 	}
 	close = sc->sc_close;
 	mutex_exit(&sc->sc_lock);
-	mutex_exit(&dk->dk_openlock);
 	if (busy && !sc->sc_warned) {
 		sc->sc_warned = true;
 		aprint_error_dev(sc->sc_dksc.sc_dev, "the back end wants to be "
@@ -339,7 +354,7 @@ xbd_patience(struct xbd_softc *sc)
 			    "neither answers nor goes; given up\n");
 			xenpv_xbd_abandon(sc->sc_disk);
 		}
-		return MAX(hz / 10, 1);
+		return XBD_SOON;
 	}
 	if (!pending)
 		return 0;
@@ -352,10 +367,150 @@ xbd_patience(struct xbd_softc *sc)
 	return 0;
 }
 
-static int
-xbd_step(void *arg)
+/* Looks for wedges. This reads, so the device's thread must not wait for it. */
+static void
+xbd_discover(void *arg)
 {
 	struct xbd_softc *sc = arg;
+	bool again;
+
+	do {
+		dkwedge_discover(&sc->sc_dksc.sc_dkdev);
+		xbd_settled(sc);
+		mutex_enter(&sc->sc_lock);
+		again = sc->sc_discovering = sc->sc_rediscover;
+		sc->sc_rediscover = false;
+		mutex_exit(&sc->sc_lock);
+	} while (again);
+	kthread_exit(0);
+}
+
+/* Has wedges looked for: new ones, and those that have grown. */
+static void
+xbd_rediscover(struct xbd_softc *sc)
+{
+	device_t self = sc->sc_dksc.sc_dev;
+	bool running;
+
+	mutex_enter(&sc->sc_lock);
+	running = sc->sc_rediscover = sc->sc_discovering;
+	sc->sc_discovering = true;
+	mutex_exit(&sc->sc_lock);
+	if (running)
+		return;
+	/* An earlier one has nothing left to do but to end. */
+	if (sc->sc_discover != NULL)
+		kthread_join(sc->sc_discover);
+	if (kthread_create(PRI_NONE, KTHREAD_MPSAFE | KTHREAD_MUSTJOIN, NULL,
+	    xbd_discover, sc, &sc->sc_discover, "%swedge",
+	    device_xname(self)) != 0) {
+		aprint_error_dev(self, "no thread to look for wedges\n");
+		sc->sc_discover = NULL;
+		mutex_enter(&sc->sc_lock);
+		sc->sc_discovering = false;
+		mutex_exit(&sc->sc_lock);
+		xbd_settled(sc);
+	}
+}
+
+/* Tells an operator what the disk is, and what it was, if it was another. */
+static void
+xbd_tell(struct xbd_softc *sc)
+{
+	const struct xenpv_xbd_info *info = &sc->sc_info;
+	char size[9], was[24] = "", queues[16] = "";
+
+	if (sc->sc_told.queues != 0) {
+		format_bytes(size, sizeof(size),
+		    sc->sc_told.sectors * DEV_BSIZE);
+		snprintf(was, sizeof(was), "was %s, now ", size);
+	}
+	if (info->queues > 1)
+		snprintf(queues, sizeof(queues), ", %u queues", info->queues);
+	format_bytes(size, sizeof(size), info->sectors * DEV_BSIZE);
+	aprint_normal_dev(sc->sc_dksc.sc_dev,
+	    "%s%s, %u bytes/sect x %" PRIu64 " sectors%s%s%s%s\n", was, size,
+	    info->sector_size,
+	    info->sectors / (info->sector_size / DEV_BSIZE),
+	    (info->flags & XENPV_XBD_READONLY) != 0 ? ", read-only" : "",
+	    (info->flags & XENPV_XBD_CDROM) != 0 ? ", CD-ROM" : "",
+	    (info->flags & XENPV_XBD_REMOVABLE) != 0 ? ", removable" : "",
+	    queues);
+	sc->sc_told = *info;
+}
+
+/*
+ * Tells the kernel how large the disk is. Others look at the geometry without
+ * a lock, once it is there. The size of a sector never changes.
+ */
+static void
+xbd_set_geometry(struct xbd_softc *sc)
+{
+	struct disk *dk = &sc->sc_dksc.sc_dkdev;
+	struct disk_geom *dg = &dk->dk_geom;
+
+	dg->dg_secperunit = sc->sc_info.sectors /
+	    (sc->sc_info.sector_size / DEV_BSIZE);
+	dg->dg_ncylinders = dg->dg_secperunit / dg->dg_nsectors;
+	disk_set_info(sc->sc_dksc.sc_dev, dk, NULL);
+}
+
+static void
+xbd_connected(struct xbd_softc *sc)
+{
+	struct disk *dk = &sc->sc_dksc.sc_dkdev;
+	struct disk_geom *dg = &dk->dk_geom;
+
+	memset(dg, 0, sizeof(*dg));
+	dg->dg_secsize = sc->sc_info.sector_size;
+	dg->dg_ntracks = 1;
+	dg->dg_nsectors = 1024 * 1024 / dg->dg_secsize;
+
+	/* The back end has the order that suits its disk. */
+	bufq_alloc(&sc->sc_dksc.sc_bufq, "fcfs", 0);
+	dk_attach(&sc->sc_dksc);
+	disk_attach(dk);
+	xbd_set_geometry(sc);
+	xenpv_counters_attach(&sc->sc_counters, sc->sc_dksc.sc_dev);
+	mutex_enter(&sc->sc_lock);
+	sc->sc_attached = true;
+	if (sc->sc_state == XBD_CONNECTING)
+		sc->sc_state = XBD_RUNNING;
+	mutex_exit(&sc->sc_lock);
+	xbd_tell(sc);
+	xbd_rediscover(sc);
+}
+
+/*
+ * The back end has changed the disk. Returns whether all know, or it has to be
+ * tried again: whoever opens the disk may hold the lock for as long as the
+ * back end doesn't answer, which this thread must not wait for; and a back end
+ * may say new sizes as often as it likes.
+ */
+static bool
+xbd_changed(struct xbd_softc *sc)
+{
+	struct disk *dk = &sc->sc_dksc.sc_dkdev;
+
+	/* disk_ioctl() looks at what disk_set_info() replaces. */
+	if (!mutex_tryenter(&dk->dk_openlock))
+		return false;
+	xbd_set_geometry(sc);
+	mutex_exit(&dk->dk_openlock);
+	if (!ratecheck(&sc->sc_said, &xbd_said_interval))
+		return false;
+	if (sc->sc_told.sectors != sc->sc_info.sectors ||
+	    sc->sc_told.flags != sc->sc_info.flags)
+		xbd_tell(sc);
+	xbd_rediscover(sc);
+	return true;
+}
+
+/* Goes on as far as possible. Returns when to look again, in ticks, or 0. */
+static int
+xbd_go_on(struct xbd_softc *sc)
+{
+	struct disk *dk = &sc->sc_dksc.sc_dkdev;
 	struct xenpv_xbd_info info;
 	bool close;
 	int happened;
@@ -375,10 +530,18 @@ xbd_step(void *arg)
 			mutex_enter(&sc->sc_lock);
 			sc->sc_info = info;
 			mutex_exit(&sc->sc_lock);
-			xbd_connected(sc);
+			if (happened == XENPV_XBD_CONNECTED)
+				xbd_connected(sc);
+			else
+				sc->sc_changed = true;
 			break;
 		case XENPV_XBD_CLOSE_WANTED:
-			if (!xbd_close_wanted(sc))
+			/* As in xbd_changed(). */
+			if (!mutex_tryenter(&dk->dk_openlock))
+				return XBD_SOON;
+			close = xbd_close_wanted(sc);
+			mutex_exit(&dk->dk_openlock);
+			if (!close)
 				return xbd_patience(sc);
 			break;
 		case XENPV_XBD_CLOSED:
@@ -391,79 +554,24 @@ xbd_step(void *arg)
 			mutex_exit(&sc->sc_lock);
 			/* Nothing of it comes to be the root. */
 			xbd_settled(sc);
-			return MAX(hz / 10, 1);
+			return XBD_SOON;
 		case XENPV_XBD_AGAIN:
-			return MAX(hz / 10, 1);
+			return XBD_SOON;
 		default:
 			return xbd_patience(sc);
 		}
 	}
 }
 
-/* Finds wedges: this reads, so the device's thread must not wait for it. */
-static void
-xbd_discover(void *arg)
+static int
+xbd_step(void *arg)
 {
 	struct xbd_softc *sc = arg;
+	int ticks = xbd_go_on(sc);
 
-	dkwedge_discover(&sc->sc_dksc.sc_dkdev);
-	xbd_settled(sc);
-	kthread_exit(0);
-}
-
-static void
-xbd_connected(struct xbd_softc *sc)
-{
-	device_t self = sc->sc_dksc.sc_dev;
-	struct disk *dk = &sc->sc_dksc.sc_dkdev;
-	struct disk_geom *dg = &dk->dk_geom;
-	bool first = !sc->sc_attached;
-	char size[9];
-
-	/*
-	 * Others look at the geometry without a lock, once it is there. The
-	 * size of a sector never changes.
-	 */
-	if (first) {
-		memset(dg, 0, sizeof(*dg));
-		dg->dg_secsize = sc->sc_info.sector_size;
-		dg->dg_ntracks = 1;
-		dg->dg_nsectors = 1024 * 1024 / dg->dg_secsize;
-	}
-	dg->dg_secperunit = sc->sc_info.sectors /
-	    (sc->sc_info.sector_size / DEV_BSIZE);
-	dg->dg_ncylinders = dg->dg_secperunit / dg->dg_nsectors;
-
-	if (first) {
-		/* The back end has the order that suits its disk. */
-		bufq_alloc(&sc->sc_dksc.sc_bufq, "fcfs", 0);
-		dk_attach(&sc->sc_dksc);
-		disk_attach(dk);
-		xenpv_counters_attach(&sc->sc_counters, self);
-	}
-	disk_set_info(self, dk, NULL);
-	mutex_enter(&sc->sc_lock);
-	sc->sc_attached = true;
-	if (sc->sc_state == XBD_CONNECTING)
-		sc->sc_state = XBD_RUNNING;
-	mutex_exit(&sc->sc_lock);
-
-	/* A back end may say new sizes as often as it likes. */
-	if (!first && !ratecheck(&sc->sc_said, &xbd_said_interval))
-		return;
-	format_bytes(size, sizeof(size), sc->sc_info.sectors * DEV_BSIZE);
-	aprint_normal_dev(self, "%s%s, %u bytes/sect x %" PRIu64 " sectors%s\n",
-	    first ? "" : "now ", size, sc->sc_info.sector_size,
-	    (uint64_t)dg->dg_secperunit,
-	    (sc->sc_info.flags & XENPV_XBD_READONLY) != 0 ? ", read-only" : "");
-
-	if (first && kthread_create(PRI_NONE, KTHREAD_MPSAFE |
-	    KTHREAD_MUSTJOIN, NULL, xbd_discover, sc, &sc->sc_discover,
-	    "%swedge", device_xname(self)) != 0) {
-		aprint_error_dev(self, "no thread to look for wedges\n");
-		sc->sc_discover = NULL;
-		xbd_settled(sc);
-	}
+	if (sc->sc_changed)
+		sc->sc_changed = !xbd_changed(sc);
+	return sc->sc_changed ? XBD_SOON : ticks;
 }
 
 static void

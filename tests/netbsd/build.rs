@@ -8,12 +8,13 @@ use std::path::Path;
 use std::process::Command;
 
 /// What is compiled as a kernel is, with no header but ours and the compiler's own.
-const KERNEL: [&str; 11] = [
+const KERNEL: [&str; 12] = [
     "../../netbsd/glue/xbd_xenbus.c",
     "../../netbsd/glue/xbd_disk.c",
     "../../netbsd/glue/xencons.c",
     "../../netbsd/glue/xengnt.c",
     "../../netbsd/glue/xenpv_subr.c",
+    "../../netbsd/glue/xenpv_device.c",
     "host/kernel.c",
     "host/nodes.c",
     "host/disk.c",

@@ -192,6 +192,7 @@ void
 disk_attach(struct disk *dk)
 {
 
+	dk->dk_label = kmem_zalloc(sizeof(*dk->dk_label), KM_SLEEP);
 	dk->dk_listed = true;
 }
 
@@ -201,6 +202,7 @@ disk_detach(struct disk *dk)
 
 	KASSERT(dk->dk_listed);
 	dk->dk_listed = false;
+	kmem_free(dk->dk_label, sizeof(*dk->dk_label));
 }
 
 int
@@ -223,6 +225,59 @@ disk_set_info(device_t dev, struct disk *dk, const char *type)
 
 	(void)dev, (void)type;
 	KASSERT(dk->dk_geom.dg_secsize >= DEV_BSIZE);
+	/* Later ones replace what disk_ioctl() looks at. */
+	KASSERT(dk->dk_told++ == 0 || mutex_owned(&dk->dk_openlock));
+	for (dk->dk_blkshift = 0;
+	    DEV_BSIZE << dk->dk_blkshift < (int)dk->dk_geom.dg_secsize;)
+		dk->dk_blkshift++;
+}
+
+/* Tells whether a transfer lies in so many units, and cuts it if its end is not. */
+static bool
+bounds(struct buf *bp, int unit, uint64_t size)
+{
+	int64_t sz = (bp->b_bcount + unit - 1) / unit;
+
+	if (bp->b_blkno < 0) {
+		bp->b_error = EINVAL;
+		return false;
+	}
+	if (bp->b_blkno + sz > (int64_t)size) {
+		sz = size - bp->b_blkno;
+		if (sz < 0)
+			bp->b_error = EINVAL;
+		if (sz <= 0)
+			return false;
+		bp->b_bcount = sz * unit;
+	}
+	return true;
+}
+
+int
+bounds_check_with_mediasize(struct buf *bp, int secsize, uint64_t size)
+{
+
+	return bounds(bp, secsize, size);
+}
+
+/* The label, in the second sector of the disk, is not written by accident. */
+int
+bounds_check_with_label(struct disk *dk, struct buf *bp, int wlabel)
+{
+	const struct partition *p = &dk->dk_label->d_partitions[
+	    DISKPART(bp->b_dev)];
+	const int64_t label = (int64_t)1 << dk->dk_blkshift;
+	int64_t start = (int64_t)p->p_offset << dk->dk_blkshift;
+
+	if (!bounds(bp, DEV_BSIZE, (uint64_t)p->p_size << dk->dk_blkshift))
+		return bp->b_error != 0 ? -1 : 0;
+	start += bp->b_blkno;
+	if (start <= label && start + bp->b_bcount / DEV_BSIZE > label &&
+	    (bp->b_flags & B_READ) == 0 && wlabel == 0) {
+		bp->b_error = EROFS;
+		return -1;
+	}
+	return 1;
 }
 
 /* Looks at the beginning of the disk, as whoever looks for a label. */
@@ -233,6 +288,8 @@ dkwedge_discover(struct disk *dk)
 	vaddr_t va;
 	struct buf *bp;
 
+	__atomic_store_n(&dk->dk_searched, dk->dk_geom.dg_secperunit,
+	    __ATOMIC_RELEASE);
 	if (host_open(true, mn, FREAD) != 0) {
 		printf("%s: can't be opened for its label\n", dk->dk_name);
 		return;
@@ -283,6 +340,22 @@ dk_detach(struct dk_softc *dksc)
 	mutex_destroy(&dksc->sc_iolock);
 }
 
+/* Partition a is the whole disk, b its second half. */
+static void
+make_label(struct dk_softc *dksc)
+{
+	struct disk *dk = &dksc->sc_dkdev;
+	struct disklabel *lp = dk->dk_label;
+	const uint32_t size = dk->dk_geom.dg_secperunit;
+
+	memset(lp, 0, sizeof(*lp));
+	lp->d_partitions[0].p_size = lp->d_partitions[RAW_PART].p_size = size;
+	lp->d_partitions[1].p_offset = size / 2;
+	lp->d_partitions[1].p_size = size - size / 2;
+	if (dk->dk_driver->d_label != NULL)
+		(*dk->dk_driver->d_label)(dksc->sc_dev, lp);
+}
+
 int
 dk_open(struct dk_softc *dksc, dev_t dev, int flags, int fmt, struct lwp *l)
 {
@@ -292,6 +365,8 @@ dk_open(struct dk_softc *dksc, dev_t dev, int flags, int fmt, struct lwp *l)
 	if (!DK_ATTACHED(dksc))
 		return ENXIO;
 	mutex_enter(&dk->dk_openlock);
+	if (dk->dk_openmask == 0)
+		make_label(dksc);
 	*(fmt == VBLK ? &dk->dk_bopenmask : &dk->dk_copenmask) |=
 	    1U << DISKPART(dev);
 	dk->dk_openmask = dk->dk_bopenmask | dk->dk_copenmask;
@@ -327,21 +402,53 @@ host_openmask(int unit)
 	return mask;
 }
 
+/* Holds the lock of opens, as whoever opens it does for its label. */
+void
+host_openlock(int unit, bool hold)
+{
+	struct dk_softc *dksc = device_lookup_private(&xbd_cd, unit);
+
+	if (hold)
+		mutex_enter(&dksc->sc_dkdev.dk_openlock);
+	else
+		mutex_exit(&dksc->sc_dkdev.dk_openlock);
+}
+
+unsigned int
+host_labelflags(int unit)
+{
+	struct dk_softc *dksc = device_lookup_private(&xbd_cd, unit);
+
+	return dksc->sc_dkdev.dk_label->d_flags;
+}
+
+/* Returns how large the disk was when wedges were last looked for. */
+int64_t
+host_searched(int unit)
+{
+	struct dk_softc *dksc = device_lookup_private(&xbd_cd, unit);
+
+	return __atomic_load_n(&dksc->sc_dkdev.dk_searched, __ATOMIC_ACQUIRE);
+}
+
+/* A place between two sectors of the disk is the first of them, as in NetBSD. */
 void
 dk_strategy(struct dk_softc *dksc, struct buf *bp)
 {
-	const struct disk_geom *dg = &dksc->sc_dkdev.dk_geom;
+	const struct disk *dk = &dksc->sc_dkdev;
+	const struct disk_geom *dg = &dk->dk_geom;
 	const int unit = dg->dg_secsize / DEV_BSIZE;
 	int64_t left = dg->dg_secperunit * unit - bp->b_blkno;
 
 	if (!DK_ATTACHED(dksc))
 		bp->b_error = ENXIO;
-	else if (bp->b_blkno < 0 || left < 0 || bp->b_blkno % unit != 0)
+	else if (bp->b_blkno < 0 || left < 0)
 		bp->b_error = EINVAL;
 	else if (left < bp->b_bcount / DEV_BSIZE)
 		bp->b_error = left == 0 ? 0 : EINVAL;
 	else {
-		bp->b_rawblkno = bp->b_blkno / unit;
+		bp->b_rawblkno = bp->b_blkno / unit +
+		    dk->dk_label->d_partitions[DISKPART(bp->b_dev)].p_offset;
 		dk_start(dksc, bp);
 		return;
 	}
@@ -442,8 +549,19 @@ dk_ioctl(struct dk_softc *dksc, dev_t dev, u_long cmd, void *data, int flag,
     struct lwp *l)
 {
 
-	(void)dksc, (void)dev, (void)cmd, (void)data, (void)flag, (void)l;
-	return ENOTTY;
+	const struct disk_geom *dg = &dksc->sc_dkdev.dk_geom;
+
+	(void)dev, (void)flag, (void)l;
+	switch (cmd) {
+	case DIOCGSECTORSIZE:
+		*(u_int *)data = dg->dg_secsize;
+		return 0;
+	case DIOCGMEDIASIZE:
+		*(off_t *)data = dg->dg_secperunit * (off_t)dg->dg_secsize;
+		return 0;
+	default:
+		return ENOTTY;
+	}
 }
 
 int
@@ -459,6 +577,7 @@ dk_dump(struct dk_softc *dksc, dev_t dev, daddr_t blkno, void *va,
 	(void)dev, (void)flags;
 	if (!DK_ATTACHED(dksc))
 		return ENXIO;
+	/* A place between two sectors is the first of them, as in NetBSD. */
 	for (blkno /= secsize / DEV_BSIZE; size > 0; size -= now) {
 		now = size < max ? size : max;
 		error = (*driver->d_dumpblocks)(dksc->sc_dev, va, blkno,

@@ -134,11 +134,9 @@ int
 format_bytes(char *buf, size_t size, uint64_t bytes)
 {
 
-	(void)bytes;
-	if (size < 2)
+	if (size < 9)
 		panic("format_bytes without room");
-	memcpy(buf, "?", 2);
-	return 1;
+	return snprintf(buf, size, "%" PRIu64 " KB", bytes / 1024);
 }
 
 /*

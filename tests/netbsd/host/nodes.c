@@ -211,6 +211,18 @@ host_strategy(struct buf *bp)
 	node_exit(true, mn, 0);
 }
 
+int
+host_discard(int mn, int64_t pos, int64_t len)
+{
+	int error;
+
+	if (!node_enter(true, mn))
+		return ENXIO;
+	error = (*xbd_bdevsw.d_discard)(makedev(VBLK, mn), pos, len);
+	node_exit(true, mn, 0);
+	return error;
+}
+
 void
 nostop(struct tty *tp, int flag)
 {

@@ -35,7 +35,8 @@ struct kcondvar {
 	struct port_cv		*cv_port;
 };
 struct cpu_info {
-	int	ci_ilevel;
+	int		ci_ilevel;
+	unsigned int	ci_index;
 };
 struct lwp {
 	void	*l_cred;
@@ -57,7 +58,10 @@ struct port_thread {
 	void		*arg;
 };
 
-/* Each thread is a CPU of its own, as far as interrupt levels go. */
+/*
+ * Each thread is a CPU of its own, as far as interrupt levels go; which CPU it
+ * says that it is is another matter.
+ */
 static _Thread_local struct {
 	struct cpu_info	info;
 	int		spins;		/* spin mutexes held */
@@ -69,6 +73,7 @@ const char *volatile panicstr;
 struct cpu_info *paniccpu;
 int hz = 100;
 int cold;
+int ncpu = 4;
 struct malloc_type;
 struct malloc_type *const M_DEVBUF;
 
@@ -107,6 +112,21 @@ curcpu(void)
 {
 
 	return &cpu.info;
+}
+
+unsigned int
+cpu_index(const struct cpu_info *ci)
+{
+
+	return ci->ci_index;
+}
+
+/* The thread goes to another CPU. */
+void
+port_set_cpu(unsigned int index)
+{
+
+	cpu.info.ci_index = index;
 }
 
 /* A thread stays on its CPU. */
@@ -264,6 +284,19 @@ mutex_enter(struct kmutex *mtx)
 	raise_for(m);
 	pthread_mutex_lock(&m->lock);
 	__atomic_store_n(&m->owner, &cpu, __ATOMIC_RELAXED);
+}
+
+int
+mutex_tryenter(struct kmutex *mtx)
+{
+	struct port_mutex *m = mtx->mtx_port;
+
+	if (!adaptive(m))
+		panic("mutex_tryenter for a spin mutex is not played");
+	if (pthread_mutex_trylock(&m->lock) != 0)
+		return 0;
+	__atomic_store_n(&m->owner, &cpu, __ATOMIC_RELAXED);
+	return 1;
 }
 
 void

@@ -17,7 +17,7 @@ use xenpv::grants::{GrantCounters, xenpv_grant_counters};
 
 use crate::interrupts::{ESTABLISHED_LEFT, established};
 use crate::memory::Wired;
-use crate::peer::Peer;
+use crate::peer::{DiskKind, Peer};
 use crate::{interrupts, store};
 
 /// How long a test waits for what has to happen: only a fault takes so long.
@@ -62,7 +62,12 @@ unsafe extern "C" {
     fn host_size(minor: c_int) -> c_int;
     fn host_dump(minor: c_int, block: i64, data: *mut c_void, len: usize) -> c_int;
     fn host_rawio(minor: c_int, write: bool, data: *mut c_void, len: usize, offset: i64) -> c_int;
+    fn host_discard(minor: c_int, position: i64, len: i64) -> c_int;
     fn host_openmask(unit: c_int) -> c_uint;
+    fn host_openlock(unit: c_int, hold: bool);
+    fn host_labelflags(unit: c_int) -> c_uint;
+    fn host_searched(unit: c_int) -> i64;
+    fn port_set_cpu(index: c_uint);
     fn host_sysctl(name: *const c_char, value: *mut u64) -> bool;
     fn host_buf(minor: c_int, read: bool, block: i64, data: *mut c_void, len: usize) -> *mut c_void;
     fn host_strategy(buf: *mut c_void);
@@ -150,7 +155,7 @@ impl Kernel {
         let mut kernel = Self::take(host_conf_xbd, true);
         if std::mem::take(&mut kernel.fresh) {
             // The glue keeps its watches for ever, once they were needed: two disks at a time are as many as tests have.
-            let peers = [1, 2].map(|handle| Peer::serve(&kernel, handle, 64, false));
+            let peers = [1, 2].map(|handle| Peer::serve(&kernel, handle, 64, DiskKind::PLAIN));
             kernel.wait("the first disks are there", || Disk(0).size() == 64 && Disk(1).size() == 64);
             peers.into_iter().for_each(|peer| peer.detach(&kernel));
             kernel.wait("the first disks are gone", || store::attached() == 0);
@@ -281,6 +286,12 @@ impl Failing {
     }
 }
 
+/// Takes the calling thread to another CPU.
+pub fn go_to_cpu(index: u32) {
+    // SAFETY: any index will do.
+    unsafe { port_set_cpu(index) };
+}
+
 /// Runs something with the kernel's mark of a panic set.
 pub fn as_panicked<T>(work: impl FnOnce() -> T) -> T {
     // SAFETY: others only look whether it is set, and none of them runs.
@@ -321,6 +332,8 @@ pub struct Disk(pub i32);
 
 /// Partitions a disk.
 const PARTITIONS: i32 = 16;
+/// The whole disk. Partition 0, which is what the others mean, is that too, but its label is protected; 1 is the second half.
+pub const RAW: i32 = 3;
 
 impl Disk {
     fn minor(self) -> c_int {
@@ -363,6 +376,52 @@ impl Disk {
         let mut bits: c_int = 0;
         // SAFETY: as wide as the command says.
         (unsafe { host_ioctl(self.minor(), 0x4004_6474, (&raw mut bits).cast()) }, bits)
+    }
+
+    /// Does an ioctl that fills in so many numbers.
+    fn ask<const N: usize>(self, partition: i32, command: c_ulong) -> (i32, [u32; N]) {
+        let mut answer = [0; N];
+        // SAFETY: as wide as the command says.
+        (unsafe { host_ioctl(self.minor() + partition, command, answer.as_mut_ptr().cast()) }, answer)
+    }
+
+    /// DIOCGSECTORSIZE.
+    pub fn sector_size(self) -> (i32, u32) {
+        let (error, [size]) = self.ask(0, 0x4004_6485);
+        (error, size)
+    }
+
+    /// DIOCGSECTORALIGN of a partition: the first aligned sector, and sectors of a unit.
+    pub fn alignment(self, partition: i32) -> (i32, [u32; 2]) {
+        self.ask(partition, 0x4008_6487)
+    }
+
+    /// Discards bytes of a partition.
+    pub fn discard(self, partition: i32, position: i64, len: i64) -> i32 {
+        // SAFETY: any range will do.
+        unsafe { host_discard(self.minor() + partition, position, len) }
+    }
+
+    /// Does something while somebody holds the lock of opens. There is such a disk.
+    pub fn while_opening<T>(self, work: impl FnOnce() -> T) -> T {
+        // SAFETY: the caller's; left by the same thread.
+        unsafe { host_openlock(self.0, true) };
+        let done = work();
+        // SAFETY: as above.
+        unsafe { host_openlock(self.0, false) };
+        done
+    }
+
+    /// Returns the flags of its label. There is such a disk.
+    pub fn label_flags(self) -> u32 {
+        // SAFETY: the caller's.
+        unsafe { host_labelflags(self.0) }
+    }
+
+    /// Returns how many sectors it had when wedges were last looked for. There is such a disk.
+    pub fn searched(self) -> i64 {
+        // SAFETY: the caller's.
+        unsafe { host_searched(self.0) }
     }
 
     /// Writes after a panic.
