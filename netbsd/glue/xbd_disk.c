@@ -15,6 +15,7 @@ __KERNEL_RCSID(0, "$NetBSD$");
 #include <sys/atomic.h>
 #include <sys/buf.h>
 #include <sys/conf.h>
+#include <sys/cpu.h>
 #include <sys/device.h>
 #include <sys/disk.h>
 #include <sys/disklabel.h>
