@@ -47,9 +47,6 @@ struct xbd_wait {
 
 static int	xbd_diskstart(device_t, struct buf *);
 static int	xbd_dumpblocks(device_t, void *, daddr_t, int);
-#if __NetBSD_Version__ >= 800000000
-static void	xbd_label(device_t, struct disklabel *);
-#endif
 
 extern struct cfdriver xbd_cd;
 
@@ -97,9 +94,6 @@ const struct dkdriver xbd_dkdriver = {
 	.d_diskstart = xbd_diskstart,
 	.d_dumpblocks = xbd_dumpblocks,
 	.d_lastclose = xbd_lastclose,
-#if __NetBSD_Version__ >= 800000000
-	.d_label = xbd_label,
-#endif
 };
 
 /*
@@ -228,19 +222,6 @@ xbd_dumpblocks(device_t self, void *va, daddr_t blkno, int nblk)
 		    (int64_t)blkno, error);
 	return error;
 }
-
-#if __NetBSD_Version__ >= 800000000
-static void
-xbd_label(device_t self, struct disklabel *lp)
-{
-	struct xbd_softc *sc = device_private(self);
-	struct xenpv_xbd_info info;
-
-	(void)xbd_running(sc, &info);
-	if ((info.flags & XENPV_XBD_REMOVABLE) != 0)
-		lp->d_flags |= D_REMOVABLE;
-}
-#endif
 
 /*
  * Device switch.
@@ -419,10 +400,6 @@ xbddiscard(dev_t dev, off_t pos, off_t len)
 
 	if (sc == NULL || !xbd_running(sc, &info))
 		return ENXIO;
-	if ((info.flags & XENPV_XBD_READONLY) != 0)
-		return EROFS;
-	if ((info.flags & XENPV_XBD_DISCARD) == 0)
-		return ENODEV;
 	if (pos < 0 || len < 0 || pos % info.sector_size != 0 ||
 	    len % info.sector_size != 0)
 		return EINVAL;
@@ -443,9 +420,9 @@ xbddiscard(dev_t dev, off_t pos, off_t len)
 	}
 	if (len == 0)
 		return 0;
-	error = xbd_do(sc, XENPV_XBD_DISCARD_SECTORS, pos / DEV_BSIZE +
+	error = xbd_do(sc, XENPV_XBD_DISCARD, pos / DEV_BSIZE +
 	    xbd_partition(sc, dev) * (info.sector_size / DEV_BSIZE), len);
-	/* The back end may say so only now. */
+	/* As from a driver that knows no discard. */
 	return error == EOPNOTSUPP ? ENODEV : error;
 }
 

@@ -51,7 +51,7 @@ CTASSERT(XENPV_ETIMEDOUT == ETIMEDOUT);
 CTASSERT(XENPV_ENOSYS == ENOSYS);
 CTASSERT(XENPV_EBADMSG == EBADMSG);
 /* What crosses it by address is the same on both sides. */
-CTASSERT(sizeof(struct xenpv_xbd_info) == 32);
+CTASSERT(sizeof(struct xenpv_xbd_info) == 24);
 CTASSERT(sizeof(struct xenpv_xbd_counters) == 96);
 CTASSERT(sizeof(struct xenpv_cons_counters) == 24);
 CTASSERT(sizeof(struct xenpv_grant_counters) == 16);

@@ -42,9 +42,6 @@
 /* A flush is worth trying. */
 #define XENPV_XBD_FLUSH 8
 
-/* A discard is worth trying. */
-#define XENPV_XBD_DISCARD 16
-
 /* Nothing has happened. */
 #define XENPV_XBD_IDLE 0
 
@@ -82,7 +79,7 @@
 #define XENPV_XBD_SYNC 2
 
 /* Nobody needs what is in sectors any more. It has a length, and no data. */
-#define XENPV_XBD_DISCARD_SECTORS 3
+#define XENPV_XBD_DISCARD 3
 
 /* Operation not permitted. */
 #define XENPV_EPERM 1
@@ -216,16 +213,6 @@ struct xenpv_xbd_info {
 	uint32_t flags;
 	/* How many queues there are. */
 	uint32_t queues;
-	/*
-	 * With XENPV_XBD_DISCARD, the unit of discards in bytes: a multiple of
-	 * sector_size. Parts of a unit are not discarded.
-	 */
-	uint32_t discard_granularity;
-	/*
-	 * Where the first unit begins, in bytes: less than
-	 * discard_granularity, and a multiple of sector_size.
-	 */
-	uint32_t discard_alignment;
 };
 
 /* What a disk has done so far. */
@@ -406,14 +393,14 @@ void xenpv_xbd_destroy(struct xenpv_xbd *disk);
 /*
  * Starts a transfer of len bytes at sector, in units of 512 bytes, from or to
  * wired kernel memory at data; op is one of XENPV_XBD_READ, WRITE, SYNC,
- * DISCARD_SECTORS. The setup's done tells of its end, with token, perhaps
- * before this returns. cpu is a number of any size: transfers of the same
- * number go by the same queue as long as it has room, those of different
- * numbers by different ones as far as there are so many.
+ * DISCARD. The setup's done tells of its end, with token, perhaps before this
+ * returns. cpu is a number of any size: transfers of the same number go by the
+ * same queue as long as it has room, those of different numbers by different
+ * ones as far as there are so many.
  *
- * A transfer is sent as one request or several, and ends once. One that is
- * larger than a request is cut by the disk's sectors. Of a discard, what is a
- * part of a unit is left out.
+ * A transfer is sent as one request or several, and ends once. Of a discard,
+ * whole units are sent, as the back end has told how large they are and where
+ * the first one begins; if there is none in it, it is over at once.
  *
  * Context: any up to IPL_BIO. Locks: enters the mutexes, one at a time.
  * Ownership: data is the disk's until done. Errors; there is no done then:

@@ -9,7 +9,7 @@ use xbd::features::{Discard, Disk};
 use xbd::front::{Completion, QueueError, Returned, SubmitError};
 use xbd::protocol::Operation;
 
-use super::transfer::{Bounce, DUMP_ROW, Rows, Transfer};
+use super::transfer::{Bounce, DUMP, Transfer};
 use super::{DEPTH, DiskCounters, Own};
 use crate::errno;
 use crate::kernel::Kernel;
@@ -75,9 +75,7 @@ pub(super) struct State {
     /// What the queue has died of, until the thread has told of it.
     pub(super) broken: Option<QueueError>,
     pub(super) counters: DiskCounters,
-    kernel: Kernel,
     number: u8,
-    rows: Rows,
     max_transfer: usize,
     /// The first queue's alone. Taken only while it is dropped.
     bounce: Option<Pages<Kernel>>,
@@ -95,9 +93,7 @@ impl State {
             queue: None,
             broken: None,
             counters: DiskCounters::default(),
-            kernel: *kernel,
             number,
-            rows: Rows::new(max_transfer),
             max_transfer,
             bounce,
             bounce_used: false,
@@ -128,8 +124,8 @@ impl State {
                 }
             }
             Operation::Discard => {
-                let Some(discard) = disk.discard else { return Err(errno::XENPV_EOPNOTSUPP) };
                 check(disk, job, usize::MAX)?;
+                let discard = disk.discard.ok_or(errno::XENPV_EOPNOTSUPP)?;
                 (sector, sectors) = whole_units(discard, sector, sectors);
                 if sectors == 0 {
                     return Ok(Taken::Over);
@@ -139,35 +135,29 @@ impl State {
             _ if len == 0 => {}
             _ => return Err(errno::XENPV_EINVAL),
         }
-        let Some(row) = self.rows.next() else { return Err(self.full()) };
-        let filled = self.rows.fill(&self.kernel, row, from, len);
-        let Some(mut transfer) = filled else { return Err(errno::XENPV_EINVAL) };
         if let (Bounce::Write, Some(pages)) = (bounce, &self.bounce) {
             // SAFETY: the caller's promise.
             pages.shared().write(0, unsafe { core::slice::from_raw_parts(job.data, len) });
         }
-        (transfer.token, transfer.queue, transfer.bounce) = (job.token, self.number, bounce);
+        let transfer = Transfer::new(job.token, self.number, bounce, from, len).ok_or(errno::XENPV_EINVAL)?;
         let sent = match job.operation {
             Operation::Discard => queue.submit_discard(sector, sectors, false, transfer),
             operation => queue.submit(operation, sector, transfer),
         };
         match sent {
             Ok(()) => {}
-            Err((SubmitError::Full, _)) => return Err(self.full()),
+            Err((SubmitError::Full, _)) => {
+                self.counters.queue_full += 1;
+                return Err(errno::XENPV_EAGAIN);
+            }
             Err((error, _)) => return Err(errno::of_submit(error)),
         }
         queue.push();
-        self.rows.take(row);
         if !matches!(bounce, Bounce::No) {
             self.bounce_used = true;
             self.counters.bounced += 1;
         }
         Ok(Taken::UnderWay)
-    }
-
-    const fn full(&mut self) -> c_int {
-        self.counters.queue_full += 1;
-        errno::XENPV_EAGAIN
     }
 
     /// Answers an event. Returns whether the life cycle has something to do.
@@ -231,7 +221,6 @@ impl State {
         if !matches!(transfer.bounce, Bounce::No) {
             self.bounce_used = false;
         }
-        self.rows.put(transfer.row);
         Some((transfer.token, error))
     }
 
@@ -254,9 +243,8 @@ impl State {
         let mut over = None;
         for _ in 0..=patience_us / LOOK_US {
             if !sent {
-                let Some(transfer) = self.rows.fill(&self.kernel, DUMP_ROW, data, len) else {
-                    return errno::XENPV_EINVAL;
-                };
+                let transfer = Transfer::new(core::ptr::null_mut(), DUMP, Bounce::No, data, len);
+                let Some(transfer) = transfer else { return errno::XENPV_EINVAL };
                 match queue.submit(Operation::Write, sector, transfer) {
                     Ok(()) => {
                         sent = true;
@@ -268,7 +256,7 @@ impl State {
             }
             // What was in flight before belongs to a kernel that is no more.
             let polled = queue.poll(|completion| {
-                if completion.buffer.get().row == DUMP_ROW {
+                if completion.buffer.get().queue == DUMP {
                     over = Some(completion.result.map_or_else(errno::of_io, |()| 0));
                 }
             });
@@ -288,11 +276,9 @@ fn check(disk: &Disk, job: &Job, max: usize) -> Result<(), c_int> {
     if job.operation.mutates() && disk.read_only {
         return Err(errno::XENPV_EROFS);
     }
-    let unit = disk.sector_size as usize;
-    let whole = job.len > 0 && job.len <= max && job.len.is_multiple_of(unit);
-    let aligned = job.sector.is_multiple_of((unit / SECTOR) as u64);
+    let whole = job.len > 0 && job.len <= max && job.len.is_multiple_of(disk.sector_size as usize);
     match job.sector.checked_add((job.len / SECTOR) as u64) {
-        Some(end) if whole && aligned && end <= disk.sectors => Ok(()),
+        Some(end) if whole && end <= disk.sectors => Ok(()),
         _ => Err(errno::XENPV_EINVAL),
     }
 }

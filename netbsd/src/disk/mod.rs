@@ -94,12 +94,8 @@ pub struct DiskInfo {
     pub flags: u32,
     /// How many queues there are.
     pub queues: u32,
-    /// With XENPV_XBD_DISCARD, the unit of discards in bytes: a multiple of `sector_size`. Parts of a unit are not discarded.
-    pub discard_granularity: u32,
-    /// Where the first unit begins, in bytes: less than `discard_granularity`, and a multiple of `sector_size`.
-    pub discard_alignment: u32,
 }
-static_assertions::const_assert_eq!(size_of::<DiskInfo>(), 32);
+static_assertions::const_assert_eq!(size_of::<DiskInfo>(), 24);
 
 /// The disk can't be written.
 pub const XENPV_XBD_READONLY: u32 = 1;
@@ -109,8 +105,6 @@ pub const XENPV_XBD_CDROM: u32 = 2;
 pub const XENPV_XBD_REMOVABLE: u32 = 4;
 /// A flush is worth trying.
 pub const XENPV_XBD_FLUSH: u32 = 8;
-/// A discard is worth trying.
-pub const XENPV_XBD_DISCARD: u32 = 16;
 
 /// What a disk has done so far.
 #[repr(C)]
@@ -182,7 +176,7 @@ pub const XENPV_XBD_WRITE: c_int = 1;
 /// Make everything that is over durable. It has no data.
 pub const XENPV_XBD_SYNC: c_int = 2;
 /// Nobody needs what is in sectors any more. It has a length, and no data.
-pub const XENPV_XBD_DISCARD_SECTORS: c_int = 3;
+pub const XENPV_XBD_DISCARD: c_int = 3;
 
 type Own = Services<Kernel, GrantTable<Kernel>, KernelEvents, KernelStore>;
 
@@ -428,7 +422,6 @@ fn info(disk: &xbd::features::Disk, queues: u32) -> DiskInfo {
         (disk.cdrom, XENPV_XBD_CDROM),
         (disk.removable, XENPV_XBD_REMOVABLE),
         (disk.flush, XENPV_XBD_FLUSH),
-        (disk.discard.is_some(), XENPV_XBD_DISCARD),
     ];
     DiskInfo {
         sectors: disk.sectors,
@@ -436,8 +429,6 @@ fn info(disk: &xbd::features::Disk, queues: u32) -> DiskInfo {
         physical_sector_size: disk.physical_sector_size,
         flags: flags.iter().filter(|(on, _)| *on).map(|(_, bit)| bit).sum(),
         queues,
-        discard_granularity: disk.discard.map_or(0, |discard| discard.granularity),
-        discard_alignment: disk.discard.map_or(0, |discard| discard.alignment),
     }
 }
 
@@ -522,12 +513,12 @@ pub unsafe extern "C" fn xenpv_xbd_destroy(disk: *mut Disk) {
 }
 
 /// Starts a transfer of `len` bytes at `sector`, in units of 512 bytes, from or to wired kernel memory at `data`; `op` is one of
-/// XENPV_XBD_READ, WRITE, SYNC, DISCARD_SECTORS. The setup's `done` tells of its end, with `token`, perhaps before this returns. `cpu`
+/// XENPV_XBD_READ, WRITE, SYNC, DISCARD. The setup's `done` tells of its end, with `token`, perhaps before this returns. `cpu`
 /// is a number of any size: transfers of the same number go by the same queue as long as it has room, those of different numbers by
 /// different ones as far as there are so many.
 ///
-/// A transfer is sent as one request or several, and ends once. One that is larger than a request is cut by the disk's sectors. Of a
-/// discard, what is a part of a unit is left out.
+/// A transfer is sent as one request or several, and ends once. Of a discard, whole units are sent, as the back end has told how large
+/// they are and where the first one begins; if there is none in it, it is over at once.
 ///
 /// Context: any up to IPL_BIO. Locks: enters the mutexes, one at a time. Ownership: `data` is the disk's until `done`. Errors; there
 /// is no `done` then: EAGAIN if all rings are full, or the buffer for unaligned memory is in use, to be tried again after a `done`,
@@ -551,7 +542,7 @@ pub unsafe extern "C" fn xenpv_xbd_start(
         XENPV_XBD_READ => Operation::Read,
         XENPV_XBD_WRITE => Operation::Write,
         XENPV_XBD_SYNC => Operation::Flush,
-        XENPV_XBD_DISCARD_SECTORS => Operation::Discard,
+        XENPV_XBD_DISCARD => Operation::Discard,
         _ => return errno::XENPV_EINVAL,
     };
     // SAFETY: the caller's promise, for the disk and for the memory.

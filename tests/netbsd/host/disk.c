@@ -352,8 +352,6 @@ make_label(struct dk_softc *dksc)
 	lp->d_partitions[0].p_size = lp->d_partitions[RAW_PART].p_size = size;
 	lp->d_partitions[1].p_offset = size / 2;
 	lp->d_partitions[1].p_size = size - size / 2;
-	if (dk->dk_driver->d_label != NULL)
-		(*dk->dk_driver->d_label)(dksc->sc_dev, lp);
 }
 
 int
@@ -412,14 +410,6 @@ host_openlock(int unit, bool hold)
 		mutex_enter(&dksc->sc_dkdev.dk_openlock);
 	else
 		mutex_exit(&dksc->sc_dkdev.dk_openlock);
-}
-
-unsigned int
-host_labelflags(int unit)
-{
-	struct dk_softc *dksc = device_lookup_private(&xbd_cd, unit);
-
-	return dksc->sc_dkdev.dk_label->d_flags;
 }
 
 /* Returns how large the disk was when wedges were last looked for. */

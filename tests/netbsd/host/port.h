@@ -62,7 +62,6 @@ int	host_rawio(int, bool, void *, size_t, int64_t);
 int	host_discard(int, int64_t, int64_t);
 unsigned int host_openmask(int);
 void	host_openlock(int, bool);
-unsigned int host_labelflags(int);
 int64_t	host_searched(int);
 bool	host_sysctl(const char *, uint64_t *);
 struct buf *host_buf(int, bool, int64_t, void *, size_t);

@@ -394,13 +394,11 @@ int	bufq_alloc(struct bufq_state **, const char *, int);
 void	bufq_free(struct bufq_state *);
 
 struct disklabel {
-	uint32_t	d_flags;
 	struct partition {
 		uint32_t	p_size;
 		uint32_t	p_offset;
 	}		d_partitions[MAXPARTITIONS];
 };
-#define	D_REMOVABLE	1
 
 struct dkdriver {
 	void	(*d_strategy)(struct buf *);
@@ -410,10 +408,6 @@ struct dkdriver {
 	int	(*d_diskstart)(device_t, struct buf *);
 	int	(*d_dumpblocks)(device_t, void *, daddr_t, int);
 	int	(*d_lastclose)(device_t);
-#if __NetBSD_Version__ >= 800000000
-	int	(*d_discard)(device_t, off_t, off_t);
-	void	(*d_label)(device_t, struct disklabel *);
-#endif
 };
 struct disk_geom {
 	int64_t		dg_secperunit;

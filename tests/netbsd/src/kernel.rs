@@ -65,7 +65,6 @@ unsafe extern "C" {
     fn host_discard(minor: c_int, position: i64, len: i64) -> c_int;
     fn host_openmask(unit: c_int) -> c_uint;
     fn host_openlock(unit: c_int, hold: bool);
-    fn host_labelflags(unit: c_int) -> c_uint;
     fn host_searched(unit: c_int) -> i64;
     fn port_set_cpu(index: c_uint);
     fn host_sysctl(name: *const c_char, value: *mut u64) -> bool;
@@ -410,12 +409,6 @@ impl Disk {
         // SAFETY: as above.
         unsafe { host_openlock(self.0, false) };
         done
-    }
-
-    /// Returns the flags of its label. There is such a disk.
-    pub fn label_flags(self) -> u32 {
-        // SAFETY: the caller's.
-        unsafe { host_labelflags(self.0) }
     }
 
     /// Returns how many sectors it had when wedges were last looked for. There is such a disk.

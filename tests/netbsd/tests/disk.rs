@@ -11,7 +11,7 @@ use hypercall::Port;
 use hypercall::event::Channel;
 use mock::{Fault, Kind};
 use netbsd::Kernel;
-use netbsd::kernel::{Failing, Transfer, as_panicked, counter};
+use netbsd::kernel::{Failing, Transfer, as_panicked, counter, go_to_cpu};
 use netbsd::memory::{Wired, on_next_frame};
 use netbsd::peer::{DiskKind, Peer};
 use netbsd::store::on_next_detach;
@@ -505,7 +505,10 @@ fn a_dump_keeps_other_processors_from_the_disk() {
             assert_eq!(as_panicked(|| XBD0.dump(round * 128, &wired, 0, 16 * 4096)), 0);
             assert!(peer.medium.bytes(round as usize * 128 * SECTOR, data.len()) == data);
         }
-        assert_eq!(XBD0.transfer(true, 0, Wired::new(1), 0, SECTOR).0, EIO, "nothing else is taken");
+        for cpu in 0..8 {
+            go_to_cpu(cpu);
+            assert_eq!(XBD0.transfer(true, 0, Wired::new(1), 0, SECTOR).0, EIO, "nothing else is taken");
+        }
     });
 }
 

@@ -131,8 +131,7 @@ macro_rules! layout {
 fn layouts_of_rust() -> BTreeMap<String, usize> {
     let mut facts = BTreeMap::new();
     layout!(facts, DiskSetup, "xenpv_xbd_setup", name path device mutexes arg done max_transfer queues);
-    layout!(facts, DiskInfo, "xenpv_xbd_info",
-        sectors sector_size physical_sector_size flags queues discard_granularity discard_alignment);
+    layout!(facts, DiskInfo, "xenpv_xbd_info", sectors sector_size physical_sector_size flags queues);
     layout!(facts, DiskCounters, "xenpv_xbd_counters",
         requests indirect segments flushes discards notifications errors still_mapped bounced bounce_busy queue_full kept);
     layout!(facts, ConsoleCounters, "xenpv_cons_counters", written read notifications);
