@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if env::var("CARGO_CFG_TARGET_OS")? == "none" {
         return Ok(());
     }
-    build().file("host/port.c").try_compile("host_port")?;
+    build().files(["host/port.c", "host/memory.c"]).try_compile("host_port")?;
 
     let mut kernel = build();
     let own = Command::new(kernel.get_compiler().path()).arg("-print-file-name=include").output()?;

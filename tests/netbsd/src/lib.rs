@@ -17,6 +17,7 @@
 #![cfg_attr(target_os = "none", no_std)]
 #![cfg(not(target_os = "none"))]
 
+pub mod console;
 pub mod interrupts;
 pub mod kernel;
 pub mod memory;
