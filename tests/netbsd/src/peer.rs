@@ -152,7 +152,8 @@ impl Store for Served {
                     at += part.len();
                 }
             }
-            Work::Discard { .. } if medium.refuses.load(SeqCst) => {
+            // What is offered as secure is wanted by nobody.
+            Work::Discard { secure, .. } if secure || medium.refuses.load(SeqCst) => {
                 return Started::Done(Err(StoreFault::NotSupported));
             }
             Work::Flush => _ = medium.flushes.fetch_add(1, SeqCst),
