@@ -2,12 +2,12 @@
  * SPDX-License-Identifier: BSD-2-Clause
  *
  * xbd(4): disks that another domain serves. The driver is in Rust (xenpv.h);
- * this is its disk(9) side, in place of sys/arch/xen/xen/xbd_xenbus.c.
+ * this is its life, in place of sys/arch/xen/xen/xbd_xenbus.c, and xbd_disk.c
+ * is its disk(9) side.
  *
  * The device's thread goes through the states of the device, which waits for
- * xenstore. Transfers are started from dk_start() and end in the interrupt.
- * A disk that its back end wants to take away is closed when its last user
- * has closed it; xenbus detaches it when the back end is closed or gone.
+ * xenstore. A disk that its back end wants to take away is closed when its last
+ * user has closed it; xenbus detaches it when the back end is closed or gone.
  */
 
 #include <sys/cdefs.h>
@@ -18,19 +18,14 @@ __KERNEL_RCSID(0, "$NetBSD$");
 #include <sys/param.h>
 #include <sys/systm.h>
 #include <sys/atomic.h>
-#include <sys/buf.h>
 #include <sys/bufq.h>
 #include <sys/conf.h>
 #include <sys/device.h>
 #include <sys/disk.h>
 #include <sys/disklabel.h>
 #include <sys/errno.h>
-#include <sys/fcntl.h>
-#include <sys/ioccom.h>
 #include <sys/kernel.h>
 #include <sys/kthread.h>
-#include <sys/proc.h>
-#include <sys/stat.h>
 #include <sys/vnode.h>
 
 #include <dev/dkvar.h>
@@ -38,125 +33,34 @@ __KERNEL_RCSID(0, "$NetBSD$");
 #include <xen/hypervisor.h>
 #include <xen/xenbus.h>
 
-#include "xenpv_var.h"
+#include "xbd_var.h"
 #include "locators.h"
-
-struct xbd_softc {
-	struct dk_softc		sc_dksc;	/* first: dk(9)'s */
-	struct xenbus_device	*sc_xbusd;
-	struct xenpv_device	sc_xd;
-	struct xenpv_xbd	*sc_disk;
-	kmutex_t		sc_qlock;	/* the library's */
-	struct xenpv_xbd_info	sc_info;	/* once connected */
-	struct lwp		*sc_discover;
-	struct xenpv_counters	sc_counters;
-	time_t			sc_since;	/* when it was attached */
-	volatile unsigned int	sc_ready;	/* its locks are there */
-
-	kmutex_t		sc_lock;	/* IPL_VM; what follows */
-	kcondvar_t		sc_cv;
-	enum {
-		XBD_CONNECTING,
-		XBD_RUNNING,
-		XBD_CLOSING,	/* no new users, no new transfers */
-		XBD_GONE,	/* nothing is in flight, nothing held */
-	}			sc_state;
-	bool			sc_pending;	/* config_pending_decr() is due */
-	bool			sc_attached;	/* dk_attach() was called */
-	bool			sc_close;	/* the thread is to close it */
-	bool			sc_detaching;	/* xbd_detach() waits */
-	time_t			sc_detach_since;
-	bool			sc_warned;
-	struct timeval		sc_said;	/* when a size was printed */
-};
-
-static const struct timeval xbd_said_interval = { 1, 0 };
-
-/* A cache flush that somebody waits for. As a token it has its low bit set. */
-struct xbd_sync {
-	bool	s_done;
-	int	s_error;
-};
-#define	XBD_SYNC_TOKEN(s)	((void *)((uintptr_t)(s) | 1))
-#define	XBD_IS_SYNC(t)		(((uintptr_t)(t) & 1) != 0)
-#define	XBD_SYNC(t)		((struct xbd_sync *)((uintptr_t)(t) & ~1UL))
 
 static int	xbd_match(device_t, cfdata_t, void *);
 static void	xbd_attach(device_t, device_t, void *);
 static int	xbd_detach(device_t, int);
 static bool	xbd_suspend(device_t, const pmf_qual_t *);
 
-static void	xbd_intr(void *);
 static int	xbd_step(void *);
-static void	xbd_done(void *, void *, int);
-static void	xbd_connected(struct xbd_softc *);
 static void	xbd_fetch(void *, void *);
-
-static int	xbd_diskstart(device_t, struct buf *);
-static int	xbd_dumpblocks(device_t, void *, daddr_t, int);
-static int	xbd_lastclose(device_t);
 
 CFATTACH_DECL3_NEW(xbd, sizeof(struct xbd_softc),
     xbd_match, xbd_attach, xbd_detach, NULL, NULL, NULL, DVF_DETACH_SHUTDOWN);
-
-extern struct cfdriver xbd_cd;
-
-static dev_type_open(xbdopen);
-static dev_type_close(xbdclose);
-static dev_type_read(xbdread);
-static dev_type_write(xbdwrite);
-static dev_type_ioctl(xbdioctl);
-static dev_type_strategy(xbdstrategy);
-static dev_type_dump(xbddump);
-static dev_type_size(xbdsize);
-
-const struct bdevsw xbd_bdevsw = {
-	.d_open = xbdopen,
-	.d_close = xbdclose,
-	.d_strategy = xbdstrategy,
-	.d_ioctl = xbdioctl,
-	.d_dump = xbddump,
-	.d_psize = xbdsize,
-	.d_discard = nodiscard,
-	.d_flag = D_DISK | D_MPSAFE
-};
-
-const struct cdevsw xbd_cdevsw = {
-	.d_open = xbdopen,
-	.d_close = xbdclose,
-	.d_read = xbdread,
-	.d_write = xbdwrite,
-	.d_ioctl = xbdioctl,
-	.d_stop = nostop,
-	.d_tty = notty,
-	.d_poll = nopoll,
-	.d_mmap = nommap,
-	.d_kqfilter = nokqfilter,
-	.d_discard = nodiscard,
-	.d_flag = D_DISK | D_MPSAFE
-};
-
-static const struct dkdriver xbd_dkdriver = {
-	.d_strategy = xbdstrategy,
-	.d_minphys = minphys,
-	.d_open = xbdopen,
-	.d_close = xbdclose,
-	.d_diskstart = xbd_diskstart,
-	.d_dumpblocks = xbd_dumpblocks,
-	.d_lastclose = xbd_lastclose,
-};
 
 static const struct xenpv_counter xbd_counters[] = {
 #define	COUNTER(f, about) \
 	{ #f, about, offsetof(struct xenpv_xbd_counters, f) }
 	COUNTER(requests, "Requests sent to the back end"),
+	COUNTER(indirect, "Indirect ones among them"),
 	COUNTER(segments, "Data segments in them"),
+	COUNTER(flushes, "Flushes among them"),
+	COUNTER(discards, "Discards among them"),
 	COUNTER(notifications, "Events sent to the back end"),
-	COUNTER(errors, "Requests that failed"),
+	COUNTER(errors, "Transfers that failed"),
 	COUNTER(still_mapped, "Answers with pages still mapped"),
 	COUNTER(bounced, "Transfers of unaligned memory"),
 	COUNTER(bounce_busy, "Times that the buffer for these was in use"),
-	COUNTER(queue_full, "Times that the ring was full"),
+	COUNTER(queue_full, "Times that a ring was full"),
 	COUNTER(kept, "Transfers that a dead back end keeps"),
 #undef COUNTER
 };
@@ -166,6 +70,10 @@ CTASSERT(sizeof(struct xenpv_xbd_counters) <= XENPV_COUNTERS_MAX);
 #define	XBD_PATIENCE	60
 /* How long a forced detach waits for one that neither answers nor goes. */
 #define	XBD_DETACH_PATIENCE	30
+/* When to look again for what nothing tells of, in ticks. */
+#define	XBD_SOON		MAX(hz / 10, 1)
+/* How often a new size is told at most. */
+static const struct timeval xbd_said_interval = { 1, 0 };
 
 /*
  * Autoconfiguration.
@@ -179,36 +87,6 @@ xbd_match(device_t parent, cfdata_t cf, void *aux)
 
 	return strcmp(xa->xa_type, "vbd") == 0 &&
 	    (id == XENBUSCF_ID_DEFAULT || id == xa->xa_id);
-}
-
-/*
- * Returns the disk of a device number, for whoever hasn't opened it: a device
- * is found by its number before its attach function has made its locks.
- */
-static struct xbd_softc *
-xbd_find(dev_t dev)
-{
-	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
-
-	if (sc == NULL || atomic_cas_uint(&sc->sc_ready, 1, 1) != 1)
-		return NULL;
-	return sc;
-}
-
-/*
- * Tells whether the disk takes transfers, and what it is. The thread changes
- * both at any time.
- */
-static bool
-xbd_running(struct xbd_softc *sc, struct xenpv_xbd_info *info)
-{
-	bool running;
-
-	mutex_enter(&sc->sc_lock);
-	running = sc->sc_state == XBD_RUNNING;
-	*info = sc->sc_info;
-	mutex_exit(&sc->sc_lock);
-	return running;
 }
 
 /* Whoever waits for all disks, to find the root's, need not for this one. */
@@ -231,6 +109,8 @@ xbd_attach(device_t parent, device_t self, void *aux)
 	struct xbd_softc *sc = device_private(self);
 	struct xenbusdev_attach_args *xa = aux;
 	struct xenpv_xbd_setup setup;
+	void *qlocks[XENPV_XBD_QUEUES];
+	unsigned int i;
 	int error;
 
 	aprint_naive(": Disk\n");
@@ -240,9 +120,14 @@ xbd_attach(device_t parent, device_t self, void *aux)
 	dk_init(&sc->sc_dksc, self, DKTYPE_ESDI);
 	disk_init(&sc->sc_dksc.sc_dkdev, device_xname(self), &xbd_dkdriver);
 	mutex_init(&sc->sc_lock, MUTEX_DEFAULT, IPL_VM);
-	mutex_init(&sc->sc_qlock, MUTEX_DEFAULT, IPL_BIO);
+	sc->sc_queues = MIN(MAX(ncpu, 1), XENPV_XBD_QUEUES);
+	for (i = 0; i < sc->sc_queues; i++) {
+		mutex_init(&sc->sc_qlocks[i], MUTEX_DEFAULT, IPL_BIO);
+		qlocks[i] = &sc->sc_qlocks[i];
+	}
 	cv_init(&sc->sc_cv, "xbd");
-	xenpv_device_init(&sc->sc_xd, self, IPL_BIO, xbd_intr, xbd_step, sc);
+	xenpv_device_init(&sc->sc_xd, self, IPL_BIO, sc->sc_queues, xbd_intr,
+	    xbd_step, sc);
 
 	sc->sc_counters.xc_list = xbd_counters;
 	sc->sc_counters.xc_count = __arraycount(xbd_counters);
@@ -259,7 +144,8 @@ xbd_attach(device_t parent, device_t self, void *aux)
 	setup.name = device_xname(self);
 	setup.path = sc->sc_xbusd->xbusd_path;
 	setup.device = &sc->sc_xd;
-	setup.mutex = &sc->sc_qlock;
+	setup.mutexes = qlocks;
+	setup.queues = sc->sc_queues;
 	setup.arg = sc;
 	setup.done = xbd_done;
 	setup.max_transfer = MAXPHYS;
@@ -348,6 +234,7 @@ xbd_detach(device_t self, int flags)
 	struct xbd_softc *sc = device_private(self);
 	struct disk *dk = &sc->sc_dksc.sc_dkdev;
 	const bool force = (flags & DETACH_FORCE) != 0;
+	unsigned int i;
 	int error;
 
 	error = disk_begindetach(dk, xbd_lastclose, self, flags);
@@ -375,7 +262,8 @@ xbd_detach(device_t self, int flags)
 	xbd_settled(sc);
 	xenpv_device_destroy(&sc->sc_xd);
 	cv_destroy(&sc->sc_cv);
-	mutex_destroy(&sc->sc_qlock);
+	for (i = 0; i < sc->sc_queues; i++)
+		mutex_destroy(&sc->sc_qlocks[i]);
 	mutex_destroy(&sc->sc_lock);
 	pmf_device_deregister(self);
 	return 0;
@@ -411,15 +299,17 @@ xbd_gone(struct xbd_softc *sc)
 	xbd_settled(sc);
 }
 
-/* The back end wants to go. Returns whether the disk is to be closed now. */
+/*
+ * The back end wants to go. Returns whether the disk is to be closed now.
+ * Called with dk_openlock: whoever opens the disk after this look sees the
+ * change.
+ */
 static bool
 xbd_close_wanted(struct xbd_softc *sc)
 {
 	struct disk *dk = &sc->sc_dksc.sc_dkdev;
 	bool busy, close;
 
-	/* Whoever opens it after this look sees the change. */
-	mutex_enter(&dk->dk_openlock);
 	busy = dk->dk_openmask != 0;
 	mutex_enter(&sc->sc_lock);
 	if (!busy && sc->sc_state == XBD_RUNNING) {
@@ -428,7 +318,6 @@ xbd_close_wanted(struct xbd_softc *sc)
 	}
 	close = sc->sc_close;
 	mutex_exit(&sc->sc_lock);
-	mutex_exit(&dk->dk_openlock);
 	if (busy && !sc->sc_warned) {
 		sc->sc_warned = true;
 		aprint_error_dev(sc->sc_dksc.sc_dev, "the back end wants to be "
@@ -465,7 +354,7 @@ xbd_patience(struct xbd_softc *sc)
 			    "neither answers nor goes; given up\n");
 			xenpv_xbd_abandon(sc->sc_disk);
 		}
-		return MAX(hz / 10, 1);
+		return XBD_SOON;
 	}
 	if (!pending)
 		return 0;
@@ -478,10 +367,150 @@ xbd_patience(struct xbd_softc *sc)
 	return 0;
 }
 
-static int
-xbd_step(void *arg)
+/* Looks for wedges. This reads, so the device's thread must not wait for it. */
+static void
+xbd_discover(void *arg)
 {
 	struct xbd_softc *sc = arg;
+	bool again;
+
+	do {
+		dkwedge_discover(&sc->sc_dksc.sc_dkdev);
+		xbd_settled(sc);
+		mutex_enter(&sc->sc_lock);
+		again = sc->sc_discovering = sc->sc_rediscover;
+		sc->sc_rediscover = false;
+		mutex_exit(&sc->sc_lock);
+	} while (again);
+	kthread_exit(0);
+}
+
+/* Has wedges looked for: new ones, and those that have grown. */
+static void
+xbd_rediscover(struct xbd_softc *sc)
+{
+	device_t self = sc->sc_dksc.sc_dev;
+	bool running;
+
+	mutex_enter(&sc->sc_lock);
+	running = sc->sc_rediscover = sc->sc_discovering;
+	sc->sc_discovering = true;
+	mutex_exit(&sc->sc_lock);
+	if (running)
+		return;
+	/* An earlier one has nothing left to do but to end. */
+	if (sc->sc_discover != NULL)
+		kthread_join(sc->sc_discover);
+	if (kthread_create(PRI_NONE, KTHREAD_MPSAFE | KTHREAD_MUSTJOIN, NULL,
+	    xbd_discover, sc, &sc->sc_discover, "%swedge",
+	    device_xname(self)) != 0) {
+		aprint_error_dev(self, "no thread to look for wedges\n");
+		sc->sc_discover = NULL;
+		mutex_enter(&sc->sc_lock);
+		sc->sc_discovering = false;
+		mutex_exit(&sc->sc_lock);
+		xbd_settled(sc);
+	}
+}
+
+/* Tells an operator what the disk is, and what it was, if it was another. */
+static void
+xbd_tell(struct xbd_softc *sc)
+{
+	const struct xenpv_xbd_info *info = &sc->sc_info;
+	char size[9], was[24] = "", queues[16] = "";
+
+	if (sc->sc_told.queues != 0) {
+		format_bytes(size, sizeof(size),
+		    sc->sc_told.sectors * DEV_BSIZE);
+		snprintf(was, sizeof(was), "was %s, now ", size);
+	}
+	if (info->queues > 1)
+		snprintf(queues, sizeof(queues), ", %u queues", info->queues);
+	format_bytes(size, sizeof(size), info->sectors * DEV_BSIZE);
+	aprint_normal_dev(sc->sc_dksc.sc_dev,
+	    "%s%s, %u bytes/sect x %" PRIu64 " sectors%s%s%s%s\n", was, size,
+	    info->sector_size,
+	    info->sectors / (info->sector_size / DEV_BSIZE),
+	    (info->flags & XENPV_XBD_READONLY) != 0 ? ", read-only" : "",
+	    (info->flags & XENPV_XBD_CDROM) != 0 ? ", CD-ROM" : "",
+	    (info->flags & XENPV_XBD_REMOVABLE) != 0 ? ", removable" : "",
+	    queues);
+	sc->sc_told = *info;
+}
+
+/*
+ * Tells the kernel how large the disk is. Others look at the geometry without
+ * a lock, once it is there. The size of a sector never changes.
+ */
+static void
+xbd_set_geometry(struct xbd_softc *sc)
+{
+	struct disk *dk = &sc->sc_dksc.sc_dkdev;
+	struct disk_geom *dg = &dk->dk_geom;
+
+	dg->dg_secperunit = sc->sc_info.sectors /
+	    (sc->sc_info.sector_size / DEV_BSIZE);
+	dg->dg_ncylinders = dg->dg_secperunit / dg->dg_nsectors;
+	disk_set_info(sc->sc_dksc.sc_dev, dk, NULL);
+}
+
+static void
+xbd_connected(struct xbd_softc *sc)
+{
+	struct disk *dk = &sc->sc_dksc.sc_dkdev;
+	struct disk_geom *dg = &dk->dk_geom;
+
+	memset(dg, 0, sizeof(*dg));
+	dg->dg_secsize = sc->sc_info.sector_size;
+	dg->dg_ntracks = 1;
+	dg->dg_nsectors = 1024 * 1024 / dg->dg_secsize;
+
+	/* The back end has the order that suits its disk. */
+	bufq_alloc(&sc->sc_dksc.sc_bufq, "fcfs", 0);
+	dk_attach(&sc->sc_dksc);
+	disk_attach(dk);
+	xbd_set_geometry(sc);
+	xenpv_counters_attach(&sc->sc_counters, sc->sc_dksc.sc_dev);
+	mutex_enter(&sc->sc_lock);
+	sc->sc_attached = true;
+	if (sc->sc_state == XBD_CONNECTING)
+		sc->sc_state = XBD_RUNNING;
+	mutex_exit(&sc->sc_lock);
+	xbd_tell(sc);
+	xbd_rediscover(sc);
+}
+
+/*
+ * The back end has changed the disk. Returns whether all know, or it has to be
+ * tried again: whoever opens the disk may hold the lock for as long as the
+ * back end doesn't answer, which this thread must not wait for; and a back end
+ * may say new sizes as often as it likes.
+ */
+static bool
+xbd_changed(struct xbd_softc *sc)
+{
+	struct disk *dk = &sc->sc_dksc.sc_dkdev;
+
+	/* disk_ioctl() looks at what disk_set_info() replaces. */
+	if (!mutex_tryenter(&dk->dk_openlock))
+		return false;
+	xbd_set_geometry(sc);
+	mutex_exit(&dk->dk_openlock);
+	if (!ratecheck(&sc->sc_said, &xbd_said_interval))
+		return false;
+	if (sc->sc_told.sectors != sc->sc_info.sectors ||
+	    sc->sc_told.flags != sc->sc_info.flags)
+		xbd_tell(sc);
+	xbd_rediscover(sc);
+	return true;
+}
+
+/* Goes on as far as possible. Returns when to look again, in ticks, or 0. */
+static int
+xbd_go_on(struct xbd_softc *sc)
+{
+	struct disk *dk = &sc->sc_dksc.sc_dkdev;
 	struct xenpv_xbd_info info;
 	bool close;
 	int happened;
@@ -501,10 +530,18 @@ xbd_step(void *arg)
 			mutex_enter(&sc->sc_lock);
 			sc->sc_info = info;
 			mutex_exit(&sc->sc_lock);
-			xbd_connected(sc);
+			if (happened == XENPV_XBD_CONNECTED)
+				xbd_connected(sc);
+			else
+				sc->sc_changed = true;
 			break;
 		case XENPV_XBD_CLOSE_WANTED:
-			if (!xbd_close_wanted(sc))
+			/* As in xbd_changed(). */
+			if (!mutex_tryenter(&dk->dk_openlock))
+				return XBD_SOON;
+			close = xbd_close_wanted(sc);
+			mutex_exit(&dk->dk_openlock);
+			if (!close)
 				return xbd_patience(sc);
 			break;
 		case XENPV_XBD_CLOSED:
@@ -517,175 +554,24 @@ xbd_step(void *arg)
 			mutex_exit(&sc->sc_lock);
 			/* Nothing of it comes to be the root. */
 			xbd_settled(sc);
-			return MAX(hz / 10, 1);
+			return XBD_SOON;
 		case XENPV_XBD_AGAIN:
-			return MAX(hz / 10, 1);
+			return XBD_SOON;
 		default:
 			return xbd_patience(sc);
 		}
 	}
 }
 
-/* Finds wedges: this reads, so the device's thread must not wait for it. */
-static void
-xbd_discover(void *arg)
+static int
+xbd_step(void *arg)
 {
 	struct xbd_softc *sc = arg;
+	int ticks = xbd_go_on(sc);
 
-	dkwedge_discover(&sc->sc_dksc.sc_dkdev);
-	xbd_settled(sc);
-	kthread_exit(0);
-}
-
-static void
-xbd_connected(struct xbd_softc *sc)
-{
-	device_t self = sc->sc_dksc.sc_dev;
-	struct disk *dk = &sc->sc_dksc.sc_dkdev;
-	struct disk_geom *dg = &dk->dk_geom;
-	bool first = !sc->sc_attached;
-	char size[9];
-
-	/*
-	 * Others look at the geometry without a lock, once it is there. The
-	 * size of a sector never changes.
-	 */
-	if (first) {
-		memset(dg, 0, sizeof(*dg));
-		dg->dg_secsize = sc->sc_info.sector_size;
-		dg->dg_ntracks = 1;
-		dg->dg_nsectors = 1024 * 1024 / dg->dg_secsize;
-	}
-	dg->dg_secperunit = sc->sc_info.sectors /
-	    (sc->sc_info.sector_size / DEV_BSIZE);
-	dg->dg_ncylinders = dg->dg_secperunit / dg->dg_nsectors;
-
-	if (first) {
-		/* The back end has the order that suits its disk. */
-		bufq_alloc(&sc->sc_dksc.sc_bufq, "fcfs", 0);
-		dk_attach(&sc->sc_dksc);
-		disk_attach(dk);
-		xenpv_counters_attach(&sc->sc_counters, self);
-	}
-	disk_set_info(self, dk, NULL);
-	mutex_enter(&sc->sc_lock);
-	sc->sc_attached = true;
-	if (sc->sc_state == XBD_CONNECTING)
-		sc->sc_state = XBD_RUNNING;
-	mutex_exit(&sc->sc_lock);
-
-	/* A back end may say new sizes as often as it likes. */
-	if (!first && !ratecheck(&sc->sc_said, &xbd_said_interval))
-		return;
-	format_bytes(size, sizeof(size), sc->sc_info.sectors * DEV_BSIZE);
-	aprint_normal_dev(self, "%s%s, %u bytes/sect x %" PRIu64 " sectors%s\n",
-	    first ? "" : "now ", size, sc->sc_info.sector_size,
-	    (uint64_t)dg->dg_secperunit,
-	    (sc->sc_info.flags & XENPV_XBD_READONLY) != 0 ? ", read-only" : "");
-
-	if (first && kthread_create(PRI_NONE, KTHREAD_MPSAFE |
-	    KTHREAD_MUSTJOIN, NULL, xbd_discover, sc, &sc->sc_discover,
-	    "%swedge", device_xname(self)) != 0) {
-		aprint_error_dev(self, "no thread to look for wedges\n");
-		sc->sc_discover = NULL;
-		xbd_settled(sc);
-	}
-}
-
-/*
- * Transfers.
- */
-
-static void
-xbd_intr(void *arg)
-{
-	struct xbd_softc *sc = arg;
-	bool attached;
-
-	if (xenpv_xbd_intr(sc->sc_disk))
-		xenpv_device_kick(&sc->sc_xd);
-	/* The back end may send events from the first moment of the ring. */
-	mutex_enter(&sc->sc_lock);
-	attached = sc->sc_attached;
-	mutex_exit(&sc->sc_lock);
-	/* There may be room in the ring now. */
-	if (attached)
-		dk_start(&sc->sc_dksc, NULL);
-}
-
-static void
-xbd_done(void *arg, void *token, int error)
-{
-	struct xbd_softc *sc = arg;
-	struct buf *bp;
-
-	if (XBD_IS_SYNC(token)) {
-		mutex_enter(&sc->sc_lock);
-		XBD_SYNC(token)->s_error = error;
-		XBD_SYNC(token)->s_done = true;
-		cv_broadcast(&sc->sc_cv);
-		mutex_exit(&sc->sc_lock);
-		return;
-	}
-	bp = token;
-	bp->b_error = error;
-	bp->b_resid = error != 0 ? bp->b_bcount : 0;
-	dk_done(&sc->sc_dksc, bp);
-}
-
-static int
-xbd_diskstart(device_t self, struct buf *bp)
-{
-	struct xbd_softc *sc = device_private(self);
-	struct xenpv_xbd_info info;
-
-	if (!xbd_running(sc, &info))
-		return EIO;
-	return xenpv_xbd_start(sc->sc_disk,
-	    (bp->b_flags & B_READ) != 0 ? XENPV_XBD_READ : XENPV_XBD_WRITE,
-	    (uint64_t)bp->b_rawblkno * (info.sector_size / DEV_BSIZE),
-	    bp->b_data, bp->b_bcount, bp);
-}
-
-static int
-xbd_sync(struct xbd_softc *sc)
-{
-	struct xbd_sync s = { false, 0 };
-	struct xenpv_xbd_info info;
-	int error;
-
-	for (;;) {
-		if (!xbd_running(sc, &info))
-			return EIO;
-		error = xenpv_xbd_start(sc->sc_disk, XENPV_XBD_SYNC, 0, NULL,
-		    0, XBD_SYNC_TOKEN(&s));
-		if (error != EAGAIN)
-			break;
-		kpause("xbdsync", false, 1, NULL);
-	}
-	if (error != 0)
-		return error;
-	mutex_enter(&sc->sc_lock);
-	while (!s.s_done)
-		cv_wait(&sc->sc_cv, &sc->sc_lock);
-	mutex_exit(&sc->sc_lock);
-	return s.s_error;
-}
-
-static int
-xbd_dumpblocks(device_t self, void *va, daddr_t blkno, int nblk)
-{
-	struct xbd_softc *sc = device_private(self);
-	const unsigned int secsize = sc->sc_info.sector_size;
-	int error;
-
-	error = xenpv_xbd_dump(sc->sc_disk,
-	    (uint64_t)blkno * (secsize / DEV_BSIZE), va,
-	    (size_t)nblk * secsize);
-	if (error != 0)
-		aprint_error_dev(self, "dump at block %" PRId64 ": error %d\n",
-		    (int64_t)blkno, error);
-	return error;
+	if (sc->sc_changed)
+		sc->sc_changed = !xbd_changed(sc);
+	return sc->sc_changed ? XBD_SOON : ticks;
 }
 
 static void
@@ -694,143 +580,4 @@ xbd_fetch(void *arg, void *to)
 	struct xbd_softc *sc = arg;
 
 	xenpv_xbd_counters(sc->sc_disk, to);
-}
-
-/*
- * Device switch.
- */
-
-static int
-xbd_lastclose(device_t self)
-{
-	struct xbd_softc *sc = device_private(self);
-
-	/* The back end may have been waiting for this. */
-	xenpv_device_kick(&sc->sc_xd);
-	return 0;
-}
-
-static int
-xbdopen(dev_t dev, int flags, int fmt, struct lwp *l)
-{
-	struct xbd_softc *sc = xbd_find(dev);
-	struct xenpv_xbd_info info;
-	int error;
-
-	if (sc == NULL || !xbd_running(sc, &info))
-		return ENXIO;
-	if ((flags & FWRITE) != 0 && (info.flags & XENPV_XBD_READONLY) != 0)
-		return EROFS;
-	error = dk_open(&sc->sc_dksc, dev, flags, fmt, l);
-	/* It may have been found unused, and closed, just before. */
-	if (error == 0 && !xbd_running(sc, &info)) {
-		dk_close(&sc->sc_dksc, dev, flags, fmt, l);
-		error = ENXIO;
-	}
-	return error;
-}
-
-static int
-xbdclose(dev_t dev, int flags, int fmt, struct lwp *l)
-{
-	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
-
-	if (sc == NULL)
-		return ENXIO;
-	return dk_close(&sc->sc_dksc, dev, flags, fmt, l);
-}
-
-static void
-xbdstrategy(struct buf *bp)
-{
-	struct xbd_softc *sc =
-	    device_lookup_private(&xbd_cd, DISKUNIT(bp->b_dev));
-	struct xenpv_xbd_info info;
-	int error = 0;
-
-	if (sc == NULL || !xbd_running(sc, &info))
-		error = EIO;
-	else if ((bp->b_flags & B_READ) == 0 &&
-	    (info.flags & XENPV_XBD_READONLY) != 0)
-		error = EROFS;
-	if (error != 0) {
-		bp->b_error = error;
-		bp->b_resid = bp->b_bcount;
-		biodone(bp);
-		return;
-	}
-	dk_strategy(&sc->sc_dksc, bp);
-}
-
-static int
-xbdread(dev_t dev, struct uio *uio, int flags)
-{
-	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
-	struct xenpv_xbd_info info;
-
-	if (sc == NULL || !xbd_running(sc, &info))
-		return ENXIO;
-	return physio(xbdstrategy, NULL, dev, B_READ, minphys, uio);
-}
-
-static int
-xbdwrite(dev_t dev, struct uio *uio, int flags)
-{
-	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
-	struct xenpv_xbd_info info;
-
-	if (sc == NULL || !xbd_running(sc, &info))
-		return ENXIO;
-	if ((info.flags & XENPV_XBD_READONLY) != 0)
-		return EROFS;
-	return physio(xbdstrategy, NULL, dev, B_WRITE, minphys, uio);
-}
-
-static int
-xbdioctl(dev_t dev, u_long cmd, void *data, int flag, struct lwp *l)
-{
-	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
-	struct xenpv_xbd_info info;
-
-	if (sc == NULL)
-		return ENXIO;
-	(void)xbd_running(sc, &info);
-	switch (cmd) {
-	case DIOCGCACHE:
-		/* A cache that can be flushed is taken for a write cache. */
-		*(int *)data = (info.flags & XENPV_XBD_FLUSH) != 0 ?
-		    DKCACHE_WRITE : 0;
-		return 0;
-	case DIOCCACHESYNC:
-		if ((info.flags & XENPV_XBD_FLUSH) == 0)
-			return EOPNOTSUPP;
-		return xbd_sync(sc);
-	default:
-		return dk_ioctl(&sc->sc_dksc, dev, cmd, data, flag, l);
-	}
-}
-
-static int
-xbdsize(dev_t dev)
-{
-	struct xbd_softc *sc = xbd_find(dev);
-	struct xenpv_xbd_info info;
-
-	if (sc == NULL || !xbd_running(sc, &info))
-		return -1;
-	return dk_size(&sc->sc_dksc, dev);
-}
-
-static int
-xbddump(dev_t dev, daddr_t blkno, void *va, size_t size)
-{
-	struct xbd_softc *sc = device_lookup_private(&xbd_cd, DISKUNIT(dev));
-
-	if (sc == NULL || sc->sc_state != XBD_RUNNING)
-		return ENXIO;
-#if __NetBSD_Version__ >= 1000000000
-	return dk_dump(&sc->sc_dksc, dev, blkno, va, size, 0);
-#else
-	return dk_dump(&sc->sc_dksc, dev, blkno, va, size);
-#endif
 }

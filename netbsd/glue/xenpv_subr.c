@@ -1,8 +1,7 @@
 /*
  * SPDX-License-Identifier: BSD-2-Clause
  *
- * What the Xen drivers in Rust ask of the kernel (xenpv.h, "up-calls"), and
- * the thread and the interrupt that each device has.
+ * What the Xen drivers in Rust ask of the kernel: xenpv.h, "up-calls".
  */
 
 #include <sys/cdefs.h>
@@ -15,13 +14,10 @@ __KERNEL_RCSID(0, "$NetBSD$");
 #include <sys/atomic.h>
 #include <sys/cpu.h>
 #include <sys/errno.h>
-#include <sys/kernel.h>
 #include <sys/kmem.h>
-#include <sys/kthread.h>
 #include <sys/malloc.h>
 #include <sys/once.h>
 #include <sys/proc.h>
-#include <sys/sysctl.h>
 #include <sys/time.h>
 
 #include <uvm/uvm_extern.h>
@@ -56,7 +52,7 @@ CTASSERT(XENPV_ENOSYS == ENOSYS);
 CTASSERT(XENPV_EBADMSG == EBADMSG);
 /* What crosses it by address is the same on both sides. */
 CTASSERT(sizeof(struct xenpv_xbd_info) == 24);
-CTASSERT(sizeof(struct xenpv_xbd_counters) == 72);
+CTASSERT(sizeof(struct xenpv_xbd_counters) == 96);
 CTASSERT(sizeof(struct xenpv_cons_counters) == 24);
 CTASSERT(sizeof(struct xenpv_grant_counters) == 16);
 /* Xen's pages, and so grants, are of this size. */
@@ -118,7 +114,7 @@ struct xenpv_piece {
 
 static void *volatile xenpv_given_up;
 
-static void
+void
 xenpv_pages_reap(void)
 {
 	struct xenpv_piece *xp, *next;
@@ -301,33 +297,52 @@ xenpv_intr_disestablish(struct intrhand *ih, unsigned int port,
 static int
 xenpv_intr(void *arg)
 {
-	struct xenpv_device *xd = arg;
+	struct xenpv_event *xe = arg;
+	struct xenpv_device *xd = xe->xe_device;
 
-	xd->xd_intr(xd->xd_arg);
+	xd->xd_intr(xd->xd_arg, xe->xe_port);
 	return 1;
+}
+
+/* Returns the event channel of a port, or one that isn't used for none. */
+static struct xenpv_event *
+xenpv_event_find(struct xenpv_device *xd, const uint32_t *port)
+{
+	struct xenpv_event *xe;
+	unsigned int i;
+
+	for (i = 0; i < xd->xd_count; i++) {
+		xe = &xd->xd_events[i];
+		if (port == NULL ? xe->xe_ih == NULL :
+		    xe->xe_ih != NULL && xe->xe_port == *port)
+			return xe;
+	}
+	return NULL;
 }
 
 int
 xenpv_event_establish(void *device, uint32_t port)
 {
 	struct xenpv_device *xd = device;
+	struct xenpv_event *xe = xenpv_event_find(xd, NULL);
 
-	if (xd->xd_ih != NULL)
+	if (xe == NULL)
 		return EBUSY;
-	xd->xd_port = port;
-	xd->xd_ih = xenpv_intr_establish(port, xd->xd_ipl, xenpv_intr, xd,
+	xe->xe_device = xd;
+	xe->xe_port = port;
+	xe->xe_ih = xenpv_intr_establish(port, xd->xd_ipl, xenpv_intr, xe,
 	    true, device_xname(xd->xd_dev));
-	return xd->xd_ih != NULL ? 0 : ENOMEM;
+	return xe->xe_ih != NULL ? 0 : ENOMEM;
 }
 
 void
 xenpv_event_disestablish(void *device, uint32_t port)
 {
-	struct xenpv_device *xd = device;
+	struct xenpv_event *xe = xenpv_event_find(device, &port);
 
-	KASSERT(xd->xd_ih != NULL && xd->xd_port == port);
-	xenpv_intr_disestablish(xd->xd_ih, port, xenpv_intr, xd);
-	xd->xd_ih = NULL;
+	KASSERT(xe != NULL);
+	xenpv_intr_disestablish(xe->xe_ih, port, xenpv_intr, xe);
+	xe->xe_ih = NULL;
 }
 
 void
@@ -459,151 +474,4 @@ xenpv_watch_fired(uint32_t id)
 {
 
 	return atomic_swap_uint(&xenpv_watches[id]->xw_fired, 0) != 0;
-}
-
-/*
- * The thread of a device.
- */
-
-void
-xenpv_device_init(struct xenpv_device *xd, device_t dev, int ipl,
-    void (*intr)(void *), int (*step)(void *), void *arg)
-{
-
-	xenpv_check_abi();
-
-	xd->xd_dev = dev;
-	xd->xd_ipl = ipl;
-	xd->xd_intr = intr;
-	xd->xd_step = step;
-	xd->xd_arg = arg;
-	mutex_init(&xd->xd_lock, MUTEX_DEFAULT, IPL_VM);
-	cv_init(&xd->xd_cv, "xenpv");
-	xd->xd_kicked = xd->xd_stop = false;
-	xd->xd_lwp = NULL;
-	xd->xd_ih = NULL;
-}
-
-static void
-xenpv_device_thread(void *arg)
-{
-	struct xenpv_device *xd = arg;
-	int timo = 0;
-
-	mutex_enter(&xd->xd_lock);
-	for (;;) {
-		while (!xd->xd_kicked && !xd->xd_stop) {
-			if (timo == 0)
-				cv_wait(&xd->xd_cv, &xd->xd_lock);
-			else if (cv_timedwait(&xd->xd_cv, &xd->xd_lock,
-			    timo) != 0)
-				break;
-		}
-		if (xd->xd_stop)
-			break;
-		xd->xd_kicked = false;
-		mutex_exit(&xd->xd_lock);
-		timo = xd->xd_step(xd->xd_arg);
-		xenpv_pages_reap();
-		mutex_enter(&xd->xd_lock);
-	}
-	mutex_exit(&xd->xd_lock);
-	kthread_exit(0);
-}
-
-int
-xenpv_device_start(struct xenpv_device *xd)
-{
-
-	return kthread_create(PRI_NONE, KTHREAD_MPSAFE | KTHREAD_MUSTJOIN,
-	    NULL, xenpv_device_thread, xd, &xd->xd_lwp, "%s",
-	    device_xname(xd->xd_dev));
-}
-
-/* Calls the device's step soon. From any context up to IPL_VM. */
-void
-xenpv_device_kick(struct xenpv_device *xd)
-{
-
-	mutex_enter(&xd->xd_lock);
-	xd->xd_kicked = true;
-	cv_signal(&xd->xd_cv);
-	mutex_exit(&xd->xd_lock);
-}
-
-/* Waits until the thread has left. */
-void
-xenpv_device_stop(struct xenpv_device *xd)
-{
-
-	if (xd->xd_lwp == NULL)
-		return;
-	mutex_enter(&xd->xd_lock);
-	xd->xd_stop = true;
-	cv_signal(&xd->xd_cv);
-	mutex_exit(&xd->xd_lock);
-	kthread_join(xd->xd_lwp);
-	xd->xd_lwp = NULL;
-}
-
-void
-xenpv_device_destroy(struct xenpv_device *xd)
-{
-
-	KASSERT(xd->xd_lwp == NULL && xd->xd_ih == NULL);
-	cv_destroy(&xd->xd_cv);
-	mutex_destroy(&xd->xd_lock);
-}
-
-/*
- * Counters.
- */
-
-static int
-xenpv_counter(SYSCTLFN_ARGS)
-{
-	struct sysctlnode node = *rnode;
-	struct xenpv_counters *xc = node.sysctl_data;
-	uint64_t all[XENPV_COUNTERS_MAX / sizeof(uint64_t)];
-	uint64_t value;
-	unsigned int i;
-
-	for (i = 0; i < xc->xc_count; i++) {
-		if (strcmp(node.sysctl_name, xc->xc_list[i].xc_name) == 0)
-			break;
-	}
-	if (i == xc->xc_count)
-		return ENOENT;
-	xc->xc_fetch(xc->xc_arg, all);
-	memcpy(&value, (const char *)all + xc->xc_list[i].xc_offset,
-	    sizeof(value));
-	node.sysctl_data = &value;
-	return sysctl_lookup(SYSCTLFN_CALL(&node));
-}
-
-void
-xenpv_counters_attach(struct xenpv_counters *xc, device_t dev)
-{
-	const struct sysctlnode *parent;
-	unsigned int i;
-
-	if (sysctl_createv(&xc->xc_log, 0, NULL, &parent, 0, CTLTYPE_NODE,
-	    device_xname(dev), SYSCTL_DESCR("Xen device"),
-	    NULL, 0, NULL, 0, CTL_HW, CTL_CREATE, CTL_EOL) != 0) {
-		aprint_error_dev(dev, "no counters\n");
-		return;
-	}
-	for (i = 0; i < xc->xc_count; i++) {
-		sysctl_createv(&xc->xc_log, 0, &parent, NULL,
-		    CTLFLAG_READONLY, CTLTYPE_QUAD, xc->xc_list[i].xc_name,
-		    SYSCTL_DESCR(xc->xc_list[i].xc_about), xenpv_counter,
-		    0, (void *)xc, 0, CTL_CREATE, CTL_EOL);
-	}
-}
-
-void
-xenpv_counters_detach(struct xenpv_counters *xc)
-{
-
-	sysctl_teardown(&xc->xc_log);
 }

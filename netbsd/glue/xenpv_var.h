@@ -18,14 +18,23 @@
 struct intrhand;
 struct sysctllog;
 
+struct xenpv_device;
+
+/* An event channel of a device, and its interrupt. */
+struct xenpv_event {
+	struct xenpv_device *xe_device;
+	struct intrhand	*xe_ih;		/* NULL: not used */
+	unsigned int	xe_port;
+};
+
 /*
- * A device: its thread, which may wait for xenstore, and its interrupt.
+ * A device: its thread, which may wait for xenstore, and its interrupts.
  * This is the "device" of the up-calls.
  */
 struct xenpv_device {
 	device_t	xd_dev;
-	int		xd_ipl;		/* of the interrupt */
-	void		(*xd_intr)(void *);
+	int		xd_ipl;		/* of the interrupts */
+	void		(*xd_intr)(void *, unsigned int);
 	/* Returns after how many ticks it wants to be called again, or 0. */
 	int		(*xd_step)(void *);
 	void		*xd_arg;	/* of both */
@@ -36,13 +45,13 @@ struct xenpv_device {
 	bool		xd_stop;
 	struct lwp	*xd_lwp;
 
-	/* The thread's alone. */
-	struct intrhand	*xd_ih;
-	unsigned int	xd_port;
+	/* The thread's alone, but for what an interrupt knows it by. */
+	struct xenpv_event *xd_events;
+	unsigned int	xd_count;
 };
 
-void	xenpv_device_init(struct xenpv_device *, device_t, int,
-	    void (*)(void *), int (*)(void *), void *);
+void	xenpv_device_init(struct xenpv_device *, device_t, int, unsigned int,
+	    void (*)(void *, unsigned int), int (*)(void *), void *);
 int	xenpv_device_start(struct xenpv_device *);
 void	xenpv_device_kick(struct xenpv_device *);
 void	xenpv_device_stop(struct xenpv_device *);
@@ -72,6 +81,7 @@ void	xenpv_counters_attach(struct xenpv_counters *, device_t);
 void	xenpv_counters_detach(struct xenpv_counters *);
 
 void	xenpv_check_abi(void);
+void	xenpv_pages_reap(void);
 
 struct intrhand *
 	xenpv_intr_establish(unsigned int, int, int (*)(void *), void *,

@@ -22,7 +22,13 @@
  * The version of the C interface. It changes whenever a kernel that was
  * compiled with an older header could go wrong with the library.
  */
-#define XENPV_ABI 1
+#define XENPV_ABI 2
+
+/* The most queues that a disk can be given. */
+#define XENPV_XBD_MAX_QUEUES 16
+
+/* The most bytes that a transfer can be allowed. */
+#define XENPV_XBD_MAX_TRANSFER 1048576
 
 /* The disk can't be written. */
 #define XENPV_XBD_READONLY 1
@@ -42,7 +48,7 @@
 /* The disk is there: xenpv_xbd_start takes transfers. */
 #define XENPV_XBD_CONNECTED 1
 
-/* The disk has another size now. */
+/* The disk has another size now, or something else of it is different. */
 #define XENPV_XBD_RESIZED 2
 
 /* The back end wants to go: xenpv_xbd_close when the disk can be spared. */
@@ -71,6 +77,9 @@
 
 /* Make everything that is over durable. It has no data. */
 #define XENPV_XBD_SYNC 2
+
+/* Nobody needs what is in sectors any more. It has a length, and no data. */
+#define XENPV_XBD_DISCARD 3
 
 /* Operation not permitted. */
 #define XENPV_EPERM 1
@@ -165,8 +174,11 @@ struct xenpv_xbd_setup {
 	const char *path;
 	/* What the up-calls about events and watches are given. */
 	void *device;
-	/* A kmutex_t of IPL_BIO that is used for nothing else. */
-	void *mutex;
+	/*
+	 * For each queue that there may be, a kmutex_t of IPL_BIO that is used
+	 * for nothing else. The array need not stay.
+	 */
+	void *const *mutexes;
 	/* What done is given. */
 	void *arg;
 	/*
@@ -177,9 +189,16 @@ struct xenpv_xbd_setup {
 	void (*done)(void *arg, void *token, int error);
 	/*
 	 * The largest transfer in bytes, MAXPHYS: larger ones are refused. The
-	 * buffer for unaligned ones has this size.
+	 * buffer for unaligned ones has this size. At most
+	 * XENPV_XBD_MAX_TRANSFER.
 	 */
 	uint32_t max_transfer;
+	/*
+	 * How many queues there may be, one for each CPU that is to have its
+	 * own: 1 to XENPV_XBD_MAX_QUEUES. There are fewer if the back end has
+	 * fewer.
+	 */
+	uint32_t queues;
 };
 
 /* What a disk is, as its back end says. */
@@ -192,19 +211,25 @@ struct xenpv_xbd_info {
 	uint32_t physical_sector_size;
 	/* XENPV_XBD_READONLY and others. */
 	uint32_t flags;
-	/* Zero. */
-	uint32_t reserved;
+	/* How many queues there are. */
+	uint32_t queues;
 };
 
 /* What a disk has done so far. */
 struct xenpv_xbd_counters {
 	/* Requests sent to the back end. */
 	uint64_t requests;
+	/* Those of them that were indirect. */
+	uint64_t indirect;
 	/* Data segments in them. */
 	uint64_t segments;
+	/* Flushes among the requests. */
+	uint64_t flushes;
+	/* Discards among the requests. */
+	uint64_t discards;
 	/* Events sent to the back end. */
 	uint64_t notifications;
-	/* Requests that failed. */
+	/* Transfers that failed. */
 	uint64_t errors;
 	/* Answers to requests whose pages the back end still had mapped. */
 	uint64_t still_mapped;
@@ -215,7 +240,7 @@ struct xenpv_xbd_counters {
 	uint64_t bounced;
 	/* How often a transfer was put off because that buffer was in use. */
 	uint64_t bounce_busy;
-	/* How often a transfer was put off because the ring was full. */
+	/* How often a transfer found a ring full. */
 	uint64_t queue_full;
 	/*
 	 * Transfers that will never be over, because a back end that is gone
@@ -316,9 +341,10 @@ void xenpv_cons_counters(struct xenpv_cons_counters *counters);
  *
  * Context: thread; sleeps. Locks: none held. Ownership: the disk is the
  * caller's, until xenpv_xbd_destroy; what the setup points to stays until
- * then, the setup itself need not. Errors, also logged: ENXIO without a grant
- * table, ENOMEM, EBADMSG for a node with garbage, ENOENT for one that isn't
- * there, and what xenstore says.
+ * then, the setup itself need not. Errors, also logged: EINVAL for a setup
+ * with other numbers than it may have, ENXIO without a grant table, ENOMEM,
+ * EBADMSG for a node with garbage, ENOENT for one that isn't there, and what
+ * xenstore says.
  */
 int xenpv_xbd_create(const struct xenpv_xbd_setup *setup,
 		     struct xenpv_xbd **disk);
@@ -331,7 +357,7 @@ int xenpv_xbd_create(const struct xenpv_xbd_setup *setup,
  * while after FAILED and AGAIN.
  *
  * Context: the device's thread, one at a time; sleeps. Locks: none held;
- * enters the mutex.
+ * enters the mutexes, one at a time.
  */
 int xenpv_xbd_step(const struct xenpv_xbd *disk,
 		   struct xenpv_xbd_info *info);
@@ -341,7 +367,8 @@ int xenpv_xbd_step(const struct xenpv_xbd *disk,
  * ends first; XENPV_XBD_CLOSED tells when nothing of the disk is held any
  * more.
  *
- * Context: the device's thread; sleeps. Locks: none held; enters the mutex.
+ * Context: the device's thread; sleeps. Locks: none held; enters the mutexes,
+ * one at a time.
  */
 void xenpv_xbd_close(const struct xenpv_xbd *disk);
 
@@ -365,17 +392,27 @@ void xenpv_xbd_destroy(struct xenpv_xbd *disk);
 
 /*
  * Starts a transfer of len bytes at sector, in units of 512 bytes, from or to
- * wired kernel memory at data; op is one of XENPV_XBD_READ, WRITE, SYNC. The
- * setup's done tells of its end, with token, perhaps before this returns.
+ * wired kernel memory at data; op is one of XENPV_XBD_READ, WRITE, SYNC,
+ * DISCARD. The setup's done tells of its end, with token, perhaps before this
+ * returns. cpu is a number of any size: transfers of the same number go by the
+ * same queue as long as it has room, those of different numbers by different
+ * ones as far as there are so many.
  *
- * Context: any up to IPL_BIO. Locks: enters the mutex. Ownership: data is the
- * disk's until done. Errors; there is no done then: EAGAIN if the ring is
- * full, or the buffer for unaligned memory is in use, to be tried again after
- * a done, which is sure to come; EROFS; EINVAL beyond the end of the disk, for
- * more than the setup's max_transfer, or for what is no whole sectors; EIO if
- * the disk is not connected, or closing.
+ * A transfer is sent as one request or several, and ends once. Of a discard,
+ * whole units are sent, as the back end has told how large they are and where
+ * the first one begins; if there is none in it, it is over at once.
+ *
+ * Context: any up to IPL_BIO. Locks: enters the mutexes, one at a time.
+ * Ownership: data is the disk's until done. Errors; there is no done then:
+ * EAGAIN if all rings are full, or the buffer for unaligned memory is in use,
+ * to be tried again after a done, which is sure to come; EROFS; EOPNOTSUPP for
+ * what the back end doesn't do; EINVAL beyond the end of the disk, for more
+ * than the setup's max_transfer, which doesn't bound a discard, or for what
+ * doesn't begin and end with a sector of the disk's; EIO if the disk is not
+ * connected, or closing.
  */
 int xenpv_xbd_start(const struct xenpv_xbd *disk,
+		    uint32_t cpu,
 		    int op,
 		    uint64_t sector,
 		    void *data,
@@ -383,13 +420,15 @@ int xenpv_xbd_start(const struct xenpv_xbd *disk,
 		    void *token);
 
 /*
- * Answers an event of a disk: calls the setup's done for each transfer that is
- * over. Returns whether the device's thread is to call xenpv_xbd_step.
+ * Answers an event of a disk, on one of its ports: calls the setup's done for
+ * each transfer that is over. Returns whether the device's thread is to call
+ * xenpv_xbd_step. Different ports may be answered by different CPUs at once.
  *
- * Context: interrupt of IPL_BIO, or thread. Locks: enters the mutex; not
- * inside when it calls done.
+ * Context: interrupt of IPL_BIO, or thread. Locks: enters a mutex; not inside
+ * when it calls done.
  */
-bool xenpv_xbd_intr(const struct xenpv_xbd *disk);
+bool xenpv_xbd_intr(const struct xenpv_xbd *disk,
+		    uint32_t port);
 
 /*
  * Writes len bytes of wired kernel memory at data, aligned to sectors, to
@@ -397,9 +436,10 @@ bool xenpv_xbd_intr(const struct xenpv_xbd *disk);
  * else: xenpv_xbd_start fails, and what was in flight never ends.
  *
  * Context: the one that dumps; other CPUs may still run, interrupts of this
- * one don't come. Locks: none entered. Errors: EBUSY if somebody is inside the
- * mutex and doesn't leave, perhaps because the panic has interrupted it;
- * ENXIO, EROFS, EINVAL, EIO, ETIMEDOUT after 10 seconds.
+ * one don't come. Locks: none entered: it takes a queue that nobody is inside
+ * of. Errors: EBUSY if somebody is inside the mutex of each queue and doesn't
+ * leave, as when the panic has come inside of the only one; ENXIO, EROFS,
+ * EINVAL, EIO, ETIMEDOUT after 10 seconds.
  */
 int xenpv_xbd_dump(const struct xenpv_xbd *disk,
 		   uint64_t sector,
@@ -409,7 +449,7 @@ int xenpv_xbd_dump(const struct xenpv_xbd *disk,
 /*
  * Writes what a disk has done so far to *counters.
  *
- * Context: any up to IPL_BIO. Locks: enters the mutex.
+ * Context: any up to IPL_BIO. Locks: enters the mutexes, one at a time.
  */
 void xenpv_xbd_counters(const struct xenpv_xbd *disk,
 			struct xenpv_xbd_counters *counters);

@@ -36,7 +36,7 @@ impl<T> Locked<T> {
     pub(crate) fn lock(&self) -> Option<Guard<'_, T>> {
         // SAFETY: as `new` demands.
         unsafe { xenpv_mutex_enter(self.mutex) };
-        // First this, then the look, against `seize`, which does the same the other way round: one of the two sees the other.
+        // First this, then the look, against `keep_out` and `seize`, which do the same the other way round: one of the two sees the other.
         self.held.store(true, SeqCst);
         let guard = Guard(self);
         if self.seized.load(SeqCst) { None } else { Some(guard) }
@@ -53,23 +53,22 @@ impl<T> Locked<T> {
         }
     }
 
-    /// Takes the value for a dump, without the mutex, and keeps everybody else out from now on: other processors may still run. `None`
-    /// if somebody is inside and doesn't leave for `patience_us` microseconds.
+    /// Keeps everybody out from now on who is not inside: other processors may still run.
+    pub(crate) fn keep_out(&self) {
+        self.seized.store(true, SeqCst);
+    }
+
+    /// Takes the value for a dump, without the mutex, after [`keep_out`](Self::keep_out). `None` if somebody is inside.
     ///
     /// # Safety
     /// One caller only, which is not inside, and has no other reference from here.
     #[allow(clippy::mut_from_ref, reason = "what makes it exclusive is that nobody else is let in")]
-    pub(crate) unsafe fn seize(&self, patience_us: u32) -> Option<&mut T> {
-        self.seized.store(true, SeqCst);
-        for _ in 0..=patience_us / 10 {
-            if !self.held.load(SeqCst) {
-                // SAFETY: nobody is inside, and nobody comes in.
-                return Some(unsafe { &mut *self.value.get() });
-            }
-            // SAFETY: needs nothing.
-            unsafe { xenpv_delay_us(10) };
+    pub(crate) unsafe fn seize(&self) -> Option<&mut T> {
+        if !self.seized.load(SeqCst) || self.held.load(SeqCst) {
+            return None;
         }
-        None
+        // SAFETY: nobody is inside, and nobody comes in.
+        Some(unsafe { &mut *self.value.get() })
     }
 }
 

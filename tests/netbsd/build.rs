@@ -8,12 +8,16 @@ use std::path::Path;
 use std::process::Command;
 
 /// What is compiled as a kernel is, with no header but ours and the compiler's own.
-const KERNEL: [&str; 8] = [
+const KERNEL: [&str; 12] = [
     "../../netbsd/glue/xbd_xenbus.c",
+    "../../netbsd/glue/xbd_disk.c",
     "../../netbsd/glue/xencons.c",
     "../../netbsd/glue/xengnt.c",
     "../../netbsd/glue/xenpv_subr.c",
+    "../../netbsd/glue/xenpv_device.c",
     "host/kernel.c",
+    "host/nodes.c",
+    "host/disk.c",
     "host/tty.c",
     "host/conf_xbd.c",
     "host/conf_xencons.c",
@@ -35,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if env::var("CARGO_CFG_TARGET_OS")? == "none" {
         return Ok(());
     }
-    build().file("host/port.c").try_compile("host_port")?;
+    build().files(["host/port.c", "host/memory.c"]).try_compile("host_port")?;
 
     let mut kernel = build();
     let own = Command::new(kernel.get_compiler().path()).arg("-print-file-name=include").output()?;

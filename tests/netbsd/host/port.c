@@ -1,12 +1,11 @@
 /*
  * SPDX-License-Identifier: BSD-2-Clause
  *
- * What the played kernel is made of on the host: locks, threads, memory and
- * time, by pthreads and malloc. The only file that sees the host's headers.
+ * What the played kernel is made of on the host: locks, threads and time, by
+ * pthreads. Only this and memory.c see the host's headers.
  *
  * It holds callers to the rules of a kernel: nobody sleeps at a raised level,
- * in an interrupt or below a spin lock; each lock is left by its owner; what
- * is freed has the size that it was allocated with.
+ * in an interrupt or below a spin lock; each lock is left by its owner.
  */
 
 #include <errno.h>
@@ -25,7 +24,6 @@
 /* As kernel.h has them, which can't be included beside the host's headers. */
 #define	IPL_NONE	0
 #define	IPL_SOFTCLOCK	1
-#define	KM_SLEEP	1
 #define	NETBSD_EAGAIN	35
 
 struct kmutex {
@@ -35,7 +33,8 @@ struct kcondvar {
 	struct port_cv		*cv_port;
 };
 struct cpu_info {
-	int	ci_ilevel;
+	int		ci_ilevel;
+	unsigned int	ci_index;
 };
 struct lwp {
 	void	*l_cred;
@@ -57,7 +56,10 @@ struct port_thread {
 	void		*arg;
 };
 
-/* Each thread is a CPU of its own, as far as interrupt levels go. */
+/*
+ * Each thread is a CPU of its own, as far as interrupt levels go; which CPU it
+ * says that it is is another matter.
+ */
 static _Thread_local struct {
 	struct cpu_info	info;
 	int		spins;		/* spin mutexes held */
@@ -69,8 +71,7 @@ const char *volatile panicstr;
 struct cpu_info *paniccpu;
 int hz = 100;
 int cold;
-struct malloc_type;
-struct malloc_type *const M_DEVBUF;
+int ncpu = 4;
 
 void
 port_vsay(const char *fmt, va_list ap)
@@ -107,6 +108,21 @@ curcpu(void)
 {
 
 	return &cpu.info;
+}
+
+unsigned int
+cpu_index(const struct cpu_info *ci)
+{
+
+	return ci->ci_index;
+}
+
+/* The thread goes to another CPU. */
+void
+port_set_cpu(unsigned int index)
+{
+
+	cpu.info.ci_index = index;
 }
 
 /* A thread stays on its CPU. */
@@ -264,6 +280,19 @@ mutex_enter(struct kmutex *mtx)
 	raise_for(m);
 	pthread_mutex_lock(&m->lock);
 	__atomic_store_n(&m->owner, &cpu, __ATOMIC_RELAXED);
+}
+
+int
+mutex_tryenter(struct kmutex *mtx)
+{
+	struct port_mutex *m = mtx->mtx_port;
+
+	if (!adaptive(m))
+		panic("mutex_tryenter for a spin mutex is not played");
+	if (pthread_mutex_trylock(&m->lock) != 0)
+		return 0;
+	__atomic_store_n(&m->owner, &cpu, __ATOMIC_RELAXED);
+	return 1;
 }
 
 void
@@ -521,90 +550,4 @@ atomic_cas_uint(volatile unsigned int *p, unsigned int old, unsigned int new)
 	(void)__atomic_compare_exchange_n(p, &old, new, false,
 	    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 	return old;
-}
-
-/*
- * Memory.
- */
-
-#define	MAGIC	0x6b6d656dUL
-
-struct port_block {
-	size_t	size;
-	size_t	magic;
-};
-
-long port_blocks;		/* allocated and not freed */
-
-void *
-port_malloc(size_t size)
-{
-	struct port_block *b = calloc(1, sizeof(*b) + size);
-
-	b->size = size;
-	b->magic = MAGIC;
-	__atomic_add_fetch(&port_blocks, 1, __ATOMIC_RELAXED);
-	return b + 1;
-}
-
-void
-kern_free(void *p)
-{
-	struct port_block *b = (struct port_block *)p - 1;
-
-	if (b->magic != MAGIC)
-		panic("memory is freed that isn't allocated");
-	b->magic = 0;
-	__atomic_sub_fetch(&port_blocks, 1, __ATOMIC_RELAXED);
-	free(b);
-}
-
-void *
-kmem_intr_alloc(size_t size, int flags)
-{
-	void *p;
-
-	if (size == 0)
-		panic("kmem_alloc of nothing");
-	if (flags == KM_SLEEP)
-		port_may_sleep("kmem_alloc");
-	p = port_malloc(size);
-	/* Nobody was promised zeros. */
-	memset(p, 0xa5, size);
-	return p;
-}
-
-void *
-kmem_alloc(size_t size, int flags)
-{
-
-	return kmem_intr_alloc(size, flags);
-}
-
-void *
-kmem_zalloc(size_t size, int flags)
-{
-	void *p = kmem_intr_alloc(size, flags);
-
-	if (p != NULL)
-		memset(p, 0, size);
-	return p;
-}
-
-void
-kmem_intr_free(void *p, size_t size)
-{
-
-	if (((struct port_block *)p - 1)->size != size)
-		panic("%zu bytes are freed as %zu",
-		    ((struct port_block *)p - 1)->size, size);
-	kern_free(p);
-}
-
-void
-kmem_free(void *p, size_t size)
-{
-
-	port_may_sleep("kmem_free");
-	kmem_intr_free(p, size);
 }

@@ -17,6 +17,14 @@ struct cfattach;
 struct cfdriver;
 struct device;
 
+#define	HOST_UNITS	4	/* of a driver */
+
+struct uio {
+	char	*data;
+	size_t	resid;
+	int64_t	offset;
+};
+
 /* port.c; most of what it has is declared in kernel.h. */
 extern int port_threads_left, port_skipped;
 extern long port_blocks;
@@ -24,6 +32,7 @@ void	port_vsay(const char *, va_list);
 int	port_splraise(int);
 int	port_interrupt(int, int (*)(void *), void *);
 void	port_may_sleep(const char *);
+void	port_set_cpu(unsigned int);
 void	*port_malloc(size_t);
 void	kern_free(void *);
 void	port_delay(unsigned int);
@@ -33,7 +42,12 @@ void	panic(const char *, ...)
 /* The Rust side: a piece of the log. */
 void	host_say(const char *, size_t);
 
-/* kernel.c, for the Rust side. */
+/* nodes.c, disk.c. */
+void	port_nodes_init(void);
+void	port_nodes_revive(int);
+void	port_disks_init(void);
+
+/* kernel.c, nodes.c, disk.c, for the Rust side. */
 void	host_boot(void);
 void	host_driver(const struct cfattach *, struct cfdriver *, const char *);
 struct device *host_config_found(const char *, int, const char *);
@@ -45,7 +59,10 @@ int	host_ioctl(int, unsigned long, void *);
 int	host_size(int);
 int	host_dump(int, int64_t, void *, size_t);
 int	host_rawio(int, bool, void *, size_t, int64_t);
+int	host_discard(int, int64_t, int64_t);
 unsigned int host_openmask(int);
+void	host_openlock(int, bool);
+int64_t	host_searched(int);
 bool	host_sysctl(const char *, uint64_t *);
 struct buf *host_buf(int, bool, int64_t, void *, size_t);
 void	host_strategy(struct buf *);

@@ -38,6 +38,7 @@
 #define	KASSERT(x)							\
 	((x) ? (void)0 : panic("%s:%d: not so: %s", __FILE__, __LINE__, #x))
 #define	MAX(a, b)		((a) > (b) ? (a) : (b))
+#define	MIN(a, b)		((a) < (b) ? (a) : (b))
 #define	SET(t, f)		((t) |= (f))
 #define	PRIu64			"lu"
 #define	PRId64			"ld"
@@ -45,6 +46,7 @@
 typedef unsigned int	u_int;
 typedef unsigned long	u_long;
 typedef int64_t		daddr_t;
+typedef int64_t		off_t;
 typedef uint64_t	dev_t;
 typedef unsigned long	paddr_t;
 typedef unsigned long	vaddr_t;
@@ -60,6 +62,7 @@ typedef unsigned long	vsize_t;
 #define	DEV_BSIZE		512
 #define	MAXPHYS			(64 * 1024)
 #define	MAXPARTITIONS		16
+#define	RAW_PART		3
 #define	DISKUNIT(d)		(minor(d) / MAXPARTITIONS)
 #define	DISKPART(d)		(minor(d) % MAXPARTITIONS)
 #define	DISKMINOR(u, p)		((u) * MAXPARTITIONS + (p))
@@ -94,6 +97,7 @@ size_t	strlen(const char *);
 int	strcmp(const char *, const char *);
 void	*memcpy(void *, const void *, size_t);
 void	*memset(void *, int, size_t);
+int	snprintf(char *, size_t, const char *, ...) __printflike(3, 4);
 
 /*
  * Interrupt levels, locks, threads, time.
@@ -113,8 +117,11 @@ bool	cpu_softintr_p(void);
 
 struct cpu_info {
 	int	ci_ilevel;
+	u_int	ci_index;
 };
+extern int ncpu;
 struct cpu_info	*curcpu(void);
+u_int	cpu_index(const struct cpu_info *);
 int	curlwp_bind(void);
 void	curlwp_bindx(int);
 void	kpreempt_disable(void);
@@ -137,6 +144,7 @@ void	mutex_init(kmutex_t *, int, int);
 void	mutex_destroy(kmutex_t *);
 void	mutex_enter(kmutex_t *);
 void	mutex_exit(kmutex_t *);
+int	mutex_tryenter(kmutex_t *);
 void	mutex_spin_enter(kmutex_t *);
 void	mutex_spin_exit(kmutex_t *);
 int	mutex_owned(const kmutex_t *);
@@ -308,7 +316,7 @@ struct buf;
 #define	dev_type_dump(n)	int n(dev_t, daddr_t, void *, size_t)
 #define	dev_type_size(n)	int n(dev_t)
 #define	dev_type_kqfilter(n)	int n(dev_t, struct knote *)
-#define	dev_type_discard(n)	int n(dev_t, int64_t, int64_t)
+#define	dev_type_discard(n)	int n(dev_t, off_t, off_t)
 
 #define	D_TTY		1
 #define	D_DISK		2
@@ -338,8 +346,7 @@ struct cdevsw {
 	dev_type_discard((*d_discard));
 	int	d_flag;
 };
-extern const struct bdevsw xbd_bdevsw;
-extern const struct cdevsw xbd_cdevsw, xencons_cdevsw;
+extern const struct cdevsw xencons_cdevsw;
 
 dev_type_stop(nostop);
 dev_type_tty(notty);
@@ -365,8 +372,8 @@ void	vdevgone(int, int, int, enum vtype);
 struct buf {
 	int		b_flags;
 	int		b_error;
-	unsigned int	b_bcount;
-	unsigned int	b_resid;
+	int		b_bcount;
+	int		b_resid;
 	void		*b_data;
 	dev_t		b_dev;
 	daddr_t		b_blkno;
@@ -385,6 +392,13 @@ int	physio(void (*)(struct buf *), struct buf *, dev_t, int,
 struct bufq_state;
 int	bufq_alloc(struct bufq_state **, const char *, int);
 void	bufq_free(struct bufq_state *);
+
+struct disklabel {
+	struct partition {
+		uint32_t	p_size;
+		uint32_t	p_offset;
+	}		d_partitions[MAXPARTITIONS];
+};
 
 struct dkdriver {
 	void	(*d_strategy)(struct buf *);
@@ -410,7 +424,13 @@ struct disk {
 	u_int			dk_copenmask;
 	u_int			dk_openmask;
 	struct disk_geom	dk_geom;
+	struct disklabel	*dk_label;
+	int			dk_blkshift;
+
+	/* The host's. */
 	bool			dk_listed;
+	int			dk_told;	/* disk_set_info()s */
+	int64_t			dk_searched;	/* sectors, for wedges */
 };
 #define	DKTYPE_ESDI	5
 void	disk_init(struct disk *, const char *, const struct dkdriver *);
@@ -422,8 +442,12 @@ void	disk_set_info(device_t, struct disk *, const char *);
 void	dkwedge_discover(struct disk *);
 void	dkwedge_delall(struct disk *);
 
+int	bounds_check_with_mediasize(struct buf *, int, uint64_t);
+int	bounds_check_with_label(struct disk *, struct buf *, int);
+
 struct dk_softc {
 	device_t		sc_dev;
+	uint32_t		sc_flags;
 	struct disk		sc_dkdev;
 	struct bufq_state	*sc_bufq;
 
@@ -433,6 +457,8 @@ struct dk_softc {
 	int			sc_busy;
 	int			sc_attached;
 };
+#define	DKF_WLABEL	0x00020000
+#define	DKF_LABELLING	0x00040000
 #define	DK_ATTACHED(d)	(__atomic_load_n(&(d)->sc_attached, __ATOMIC_ACQUIRE))
 void	dk_init(struct dk_softc *, device_t, int);
 void	dk_attach(struct dk_softc *);
@@ -453,6 +479,15 @@ int	dk_dump(struct dk_softc *, dev_t, daddr_t, void *, size_t);
 
 #define	DIOCGCACHE	0x40046474UL
 #define	DIOCCACHESYNC	0x80046476UL
+#define	DIOCGMEDIASIZE	0x40086484UL
+#define	DIOCGSECTORSIZE	0x40046485UL
+#if __NetBSD_Version__ >= 1000000000
+struct disk_sectoralign {
+	uint32_t	dsa_firstaligned;
+	uint32_t	dsa_alignment;
+};
+#define	DIOCGSECTORALIGN 0x40086487UL
+#endif
 #define	DKCACHE_READ	1
 #define	DKCACHE_WRITE	2
 

@@ -17,7 +17,7 @@ use xenpv::grants::{GrantCounters, xenpv_grant_counters};
 
 use crate::interrupts::{ESTABLISHED_LEFT, established};
 use crate::memory::Wired;
-use crate::peer::Peer;
+use crate::peer::{DiskKind, Peer};
 use crate::{interrupts, store};
 
 /// How long a test waits for what has to happen: only a fault takes so long.
@@ -62,7 +62,11 @@ unsafe extern "C" {
     fn host_size(minor: c_int) -> c_int;
     fn host_dump(minor: c_int, block: i64, data: *mut c_void, len: usize) -> c_int;
     fn host_rawio(minor: c_int, write: bool, data: *mut c_void, len: usize, offset: i64) -> c_int;
+    fn host_discard(minor: c_int, position: i64, len: i64) -> c_int;
     fn host_openmask(unit: c_int) -> c_uint;
+    fn host_openlock(unit: c_int, hold: bool);
+    fn host_searched(unit: c_int) -> i64;
+    fn port_set_cpu(index: c_uint);
     fn host_sysctl(name: *const c_char, value: *mut u64) -> bool;
     fn host_buf(minor: c_int, read: bool, block: i64, data: *mut c_void, len: usize) -> *mut c_void;
     fn host_strategy(buf: *mut c_void);
@@ -89,7 +93,7 @@ extern "C" fn host_say(text: *const c_char, len: usize) {
 
 /// What is to be as it was when a test is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Balance {
+pub(crate) struct Balance {
     blocks: c_long,
     handlers: usize,
     watches: usize,
@@ -99,7 +103,7 @@ struct Balance {
     pending: c_int,
 }
 
-fn balance() -> Balance {
+pub(crate) fn balance() -> Balance {
     let mut grants = GrantCounters::default();
     // SAFETY: counters to be written; the rest only looks.
     unsafe {
@@ -118,9 +122,9 @@ fn balance() -> Balance {
 
 /// The kernel, for one test.
 pub struct Kernel {
-    balance: Balance,
+    pub(crate) balance: Balance,
     /// This is the first test.
-    fresh: bool,
+    pub(crate) fresh: bool,
     _one: MutexGuard<'static, bool>,
 }
 
@@ -150,7 +154,7 @@ impl Kernel {
         let mut kernel = Self::take(host_conf_xbd, true);
         if std::mem::take(&mut kernel.fresh) {
             // The glue keeps its watches for ever, once they were needed: two disks at a time are as many as tests have.
-            let peers = [1, 2].map(|handle| Peer::serve(&kernel, handle, 64, false));
+            let peers = [1, 2].map(|handle| Peer::serve(&kernel, handle, 64, DiskKind::PLAIN));
             kernel.wait("the first disks are there", || Disk(0).size() == 64 && Disk(1).size() == 64);
             peers.into_iter().for_each(|peer| peer.detach(&kernel));
             kernel.wait("the first disks are gone", || store::attached() == 0);
@@ -281,6 +285,12 @@ impl Failing {
     }
 }
 
+/// Takes the calling thread to another CPU.
+pub fn go_to_cpu(index: u32) {
+    // SAFETY: any index will do.
+    unsafe { port_set_cpu(index) };
+}
+
 /// Runs something with the kernel's mark of a panic set.
 pub fn as_panicked<T>(work: impl FnOnce() -> T) -> T {
     // SAFETY: others only look whether it is set, and none of them runs.
@@ -321,6 +331,8 @@ pub struct Disk(pub i32);
 
 /// Partitions a disk.
 const PARTITIONS: i32 = 16;
+/// The whole disk. Partition 0, which is what the others mean, is that too, but its label is protected; 1 is the second half.
+pub const RAW: i32 = 3;
 
 impl Disk {
     fn minor(self) -> c_int {
@@ -363,6 +375,46 @@ impl Disk {
         let mut bits: c_int = 0;
         // SAFETY: as wide as the command says.
         (unsafe { host_ioctl(self.minor(), 0x4004_6474, (&raw mut bits).cast()) }, bits)
+    }
+
+    /// Does an ioctl that fills in so many numbers.
+    fn ask<const N: usize>(self, partition: i32, command: c_ulong) -> (i32, [u32; N]) {
+        let mut answer = [0; N];
+        // SAFETY: as wide as the command says.
+        (unsafe { host_ioctl(self.minor() + partition, command, answer.as_mut_ptr().cast()) }, answer)
+    }
+
+    /// DIOCGSECTORSIZE.
+    pub fn sector_size(self) -> (i32, u32) {
+        let (error, [size]) = self.ask(0, 0x4004_6485);
+        (error, size)
+    }
+
+    /// DIOCGSECTORALIGN of a partition: the first aligned sector, and sectors of a unit.
+    pub fn alignment(self, partition: i32) -> (i32, [u32; 2]) {
+        self.ask(partition, 0x4008_6487)
+    }
+
+    /// Discards bytes of a partition.
+    pub fn discard(self, partition: i32, position: i64, len: i64) -> i32 {
+        // SAFETY: any range will do.
+        unsafe { host_discard(self.minor() + partition, position, len) }
+    }
+
+    /// Does something while somebody holds the lock of opens. There is such a disk.
+    pub fn while_opening<T>(self, work: impl FnOnce() -> T) -> T {
+        // SAFETY: the caller's; left by the same thread.
+        unsafe { host_openlock(self.0, true) };
+        let done = work();
+        // SAFETY: as above.
+        unsafe { host_openlock(self.0, false) };
+        done
+    }
+
+    /// Returns how many sectors it had when wedges were last looked for. There is such a disk.
+    pub fn searched(self) -> i64 {
+        // SAFETY: the caller's.
+        unsafe { host_searched(self.0) }
     }
 
     /// Writes after a panic.
@@ -418,96 +470,6 @@ impl Transfer {
             error
         };
         (error, self.wired)
-    }
-}
-
-/// The kernel's console, and the terminal on it.
-#[derive(Clone, Copy, Debug)]
-pub struct Console;
-
-unsafe extern "C" {
-    fn host_conf_xencons();
-    fn host_cons_early(page: *mut c_void, port: u32);
-    fn host_cons_attach();
-    fn host_cons_put(text: *const c_char, len: usize);
-    fn host_cons_get() -> c_int;
-    fn host_cons_poll(on: c_int);
-    fn host_magics() -> c_int;
-    fn host_tty_open() -> c_int;
-    fn host_tty_close() -> c_int;
-    fn host_tty_write(text: *const c_char, len: usize);
-    fn host_tty_input(text: *mut c_char, len: usize) -> usize;
-}
-
-impl Console {
-    /// Takes a kernel that has a console, and neither disks nor a grant table. Its first steps come with `early`, before anything
-    /// is attached, if this is the first test.
-    ///
-    /// # Panics
-    /// As [`Kernel::take`].
-    pub fn boot(early: &[u8]) -> (Kernel, Self) {
-        let mut kernel = Kernel::take(host_conf_xencons, false);
-        if std::mem::take(&mut kernel.fresh) {
-            let start = own().domain.start();
-            // SAFETY: the page of the domain's console; once.
-            unsafe { host_cons_early(start.console.expect("a console").as_ptr().cast(), start.console_port.0) };
-            Self.put(early);
-            // SAFETY: once.
-            unsafe { host_cons_attach() };
-            kernel.balance = balance();
-        }
-        (kernel, Self)
-    }
-
-    /// Writes as the kernel does, byte by byte.
-    pub fn put(self, text: &[u8]) {
-        // SAFETY: text of that length.
-        unsafe { host_cons_put(text.as_ptr().cast(), text.len()) };
-    }
-
-    /// Reads a byte as the kernel does; waits for it.
-    pub fn get(self) -> u8 {
-        // SAFETY: the console is there.
-        unsafe { host_cons_get() as u8 }
-    }
-
-    /// Begins, or ends, what the debugger does.
-    pub fn poll(self, on: bool) {
-        // SAFETY: the console is there.
-        unsafe { host_cons_poll(c_int::from(on)) };
-    }
-
-    /// Returns how often the word for the debugger has come in.
-    pub fn magics(self) -> i32 {
-        // SAFETY: only looks.
-        unsafe { host_magics() }
-    }
-
-    /// Opens the terminal.
-    pub fn open(self) -> i32 {
-        // SAFETY: the console is there.
-        unsafe { host_tty_open() }
-    }
-
-    /// Closes the terminal, when all is written.
-    pub fn close(self) -> i32 {
-        // SAFETY: the console is there.
-        unsafe { host_tty_close() }
-    }
-
-    /// Writes to the terminal, as a process.
-    pub fn write(self, text: &[u8]) {
-        // SAFETY: text of that length.
-        unsafe { host_tty_write(text.as_ptr().cast(), text.len()) };
-    }
-
-    /// Returns what has come in at the terminal since this was last asked.
-    pub fn input(self) -> Vec<u8> {
-        let mut text = vec![0; 4096];
-        // SAFETY: room of that length.
-        let count = unsafe { host_tty_input(text.as_mut_ptr().cast(), text.len()) };
-        text.truncate(count);
-        text
     }
 }
 

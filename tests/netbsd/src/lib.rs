@@ -3,7 +3,7 @@
 //! ```text
 //!   tests/*.rs                 bufs, opens, keys
 //!        │
-//!   host/kernel.c, tty.c       dk(9), autoconf(9), tty(4): what the glue may rely on, and no more
+//!   host/{kernel,nodes,disk,tty}.c    dk(9), autoconf(9), tty(4): what the glue may rely on, and no more
 //!        │            ▲
 //!   netbsd/glue/*.c   │        as in a kernel
 //!        │            │
@@ -17,6 +17,7 @@
 #![cfg_attr(target_os = "none", no_std)]
 #![cfg(not(target_os = "none"))]
 
+pub mod console;
 pub mod interrupts;
 pub mod kernel;
 pub mod memory;

@@ -11,8 +11,9 @@ use common::{compiler, glue, left_out, run, say};
 /// `__NetBSD_Version__` of 7.0, 8.0, 9.0, 10.0 and of the current system.
 const VERSIONS: [u32; 5] = [700_000_000, 800_000_000, 900_000_000, 1_000_000_000, 1_099_001_200];
 
-/// A PV kernel and a PVH one, with the debugger and without.
-const OPTIONS: [&[&str]; 4] = [&["-DXENPV"], &[], &["-DXENPV", "-DDDB"], &["-DDDB"]];
+/// A PV kernel and a PVH one, with the debugger and without, and with another number of queues.
+const OPTIONS: [&[&str]; 5] =
+    [&["-DXENPV"], &[], &["-DXENPV", "-DDDB"], &["-DDDB"], &["-DXENPV", "-DXENPV_XBD_QUEUES=16"]];
 
 /// Compiles all files in all ways. Returns how many times that was.
 fn compile(name: &str) -> Result<usize, String> {

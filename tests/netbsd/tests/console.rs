@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use mock::Node;
 use netbsd::Kernel;
+use netbsd::console::Console;
 use netbsd::interrupts;
-use netbsd::kernel::Console;
 use xencons::back;
 
 /// Bytes of the ring that the kernel writes to.

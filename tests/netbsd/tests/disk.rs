@@ -1,16 +1,19 @@
 //! xbd(4) on the host: the glue as the kernel compiles it, the library, and a back end in another domain.
 #![cfg(not(target_os = "none"))]
 
-use std::process::Command;
+#[path = "common/disk.rs"]
+mod common;
+
 use std::sync::atomic::Ordering::SeqCst;
 
+use common::{EBUSY, EINVAL, EIO, EOPNOTSUPP, EROFS, SECTORS, XBD0, attach, to_the_end};
 use hypercall::Port;
 use hypercall::event::Channel;
 use mock::{Fault, Kind};
 use netbsd::Kernel;
-use netbsd::kernel::{Disk, Failing, Transfer, as_panicked, counter};
+use netbsd::kernel::{Failing, Transfer, as_panicked, counter, go_to_cpu};
 use netbsd::memory::{Wired, on_next_frame};
-use netbsd::peer::Peer;
+use netbsd::peer::{DiskKind, Peer};
 use netbsd::store::on_next_detach;
 use suite::block;
 use suite::toolstack::NewDevice;
@@ -19,31 +22,12 @@ use xen_sys::errno::XEN_ENOSPC;
 use xen_sys::event_channel::EVTCHNOP_alloc_unbound;
 use xenbus::store::{Store, Tx};
 
-const XBD0: Disk = Disk(0);
-
-/// Sectors of most disks: 4 MiB.
-const SECTORS: usize = 8192;
-
-// NetBSD's.
-const EIO: i32 = 5;
-const EBUSY: i32 = 16;
-const EINVAL: i32 = 22;
-const EROFS: i32 = 30;
-const EOPNOTSUPP: i32 = 45;
-
-/// Attaches a disk and waits until it can be used, and nobody looks for its label any more.
-fn attach(kernel: &Kernel, read_only: bool) -> Peer {
-    let peer = Peer::serve(kernel, 51712, SECTORS, read_only);
-    kernel.wait("the disk is there", || XBD0.size() >= 0 && kernel.pending() == 0);
-    peer
-}
-
 #[test]
 fn a_disk_shows_its_size_and_goes_when_it_is_closed() {
     let kernel = Kernel::with_disks();
-    let peer = attach(&kernel, false);
+    let peer = attach(&kernel, DiskKind::PLAIN);
     assert_eq!(XBD0.size(), SECTORS as i32);
-    kernel.wait_said("512 bytes/sect x 8192 sectors\n");
+    kernel.wait_said("xbd0: 4096 KB, 512 bytes/sect x 8192 sectors, 4 queues\n");
     assert_eq!(XBD0.open(true, true), 0);
     assert_eq!(XBD0.open_mask(), 1);
     assert_eq!(XBD0.close(true), 0);
@@ -55,8 +39,8 @@ fn a_disk_shows_its_size_and_goes_when_it_is_closed() {
 #[test]
 fn a_read_only_disk_says_so_and_takes_no_write() {
     let kernel = Kernel::with_disks();
-    let peer = attach(&kernel, true);
-    kernel.wait_said("sectors, read-only\n");
+    let peer = attach(&kernel, DiskKind { read_only: true, ..DiskKind::PLAIN });
+    kernel.wait_said("sectors, read-only, 4 queues\n");
     assert_eq!(XBD0.open(true, true), EROFS);
     assert_eq!(XBD0.open(true, false), 0);
     let (error, wired) = XBD0.transfer(false, 0, Wired::new(1), 0, SECTOR);
@@ -140,7 +124,7 @@ fn what_is_written_is_read_from_any_address_by_any_length_by_many_at_once() {
     const THREADS: usize = 4;
     const ROUNDS: usize = 160;
     let kernel = Kernel::with_disks();
-    let peer = attach(&kernel, false);
+    let peer = attach(&kernel, DiskKind::POOR);
     assert_eq!(XBD0.open(true, true), 0);
     let part = SLOTS * SLOT_SECTORS;
     // First aligned to sectors, so that the ring is full; then to nothing, so that the buffer for such memory is wanted.
@@ -168,7 +152,7 @@ fn what_is_written_is_read_from_any_address_by_any_length_by_many_at_once() {
 #[test]
 fn a_large_transfer_of_the_character_device_is_cut_and_comes_whole() {
     let kernel = Kernel::with_disks();
-    let peer = attach(&kernel, false);
+    let peer = attach(&kernel, DiskKind::PLAIN);
     assert_eq!(XBD0.open(false, true), 0);
     let wired = Wired::new(64);
     let len = 60 * 4096 + SECTOR;
@@ -185,7 +169,7 @@ fn a_large_transfer_of_the_character_device_is_cut_and_comes_whole() {
 #[test]
 fn what_is_beyond_the_end_or_no_whole_sector_is_refused() {
     let kernel = Kernel::with_disks();
-    let peer = attach(&kernel, false);
+    let peer = attach(&kernel, DiskKind::PLAIN);
     assert_eq!(XBD0.open(true, true), 0);
     let (error, wired) = XBD0.transfer(true, SECTORS as u64 - 1, Wired::new(1), 0, 2 * SECTOR);
     assert_eq!(error, EINVAL);
@@ -200,7 +184,7 @@ fn what_is_beyond_the_end_or_no_whole_sector_is_refused() {
 #[test]
 fn a_cache_is_flushed_and_a_disk_without_one_says_so() {
     let kernel = Kernel::with_disks();
-    let peer = attach(&kernel, false);
+    let peer = attach(&kernel, DiskKind::PLAIN);
     assert_eq!(XBD0.open(false, true), 0);
     assert_eq!(XBD0.cache(), (0, 2));
     assert_eq!(XBD0.sync(), 0);
@@ -221,7 +205,7 @@ fn a_cache_is_flushed_and_a_disk_without_one_says_so() {
 #[test]
 fn a_disk_in_use_is_not_taken_away_until_its_last_close() {
     let kernel = Kernel::with_disks();
-    let peer = attach(&kernel, false);
+    let peer = attach(&kernel, DiskKind::PLAIN);
     assert_eq!((XBD0.open(true, true), XBD0.open(false, false), XBD0.open(true, false)), (0, 0, 0));
     peer.device.ask_detach(&kernel.toolstack().store).unwrap();
     kernel.wait_said("xbd0: the back end wants to be closed, but the disk is in use\n");
@@ -239,7 +223,7 @@ fn a_disk_in_use_is_not_taken_away_until_its_last_close() {
 #[test]
 fn each_transfer_ends_once_if_the_back_end_vanishes() {
     let kernel = Kernel::with_disks();
-    let peer = attach(&kernel, false);
+    let peer = attach(&kernel, DiskKind::POOR);
     assert_eq!(XBD0.open(true, true), 0);
     peer.medium.hold.store(true, SeqCst);
     let before = peer.medium.taken.load(SeqCst);
@@ -442,7 +426,7 @@ fn attach_with(order: impl Fn(&Kernel, u32), is_left: impl Fn(&Kernel) -> bool, 
     for nth in 0.. {
         let kernel = Kernel::with_disks();
         order(&kernel, nth);
-        let peer = Peer::serve(&kernel, 51712, 64, false);
+        let peer = Peer::serve(&kernel, 51712, 64, DiskKind::PLAIN);
         kernel.wait_said("xbd0 at xenbus0");
         kernel.wait("it is settled", || kernel.pending() == 0 && (XBD0.size() == 64 || !is_left(&kernel)));
         let done = is_left(&kernel);
@@ -487,25 +471,11 @@ fn attaching_survives_each_thread_handler_and_request_that_fails() {
     }
 }
 
-/// Runs a test in a process of its own: a kernel that has dumped is at its end.
-fn to_the_end(name: &str, work: impl FnOnce()) {
-    const CHILD: &str = "XENPV_TO_THE_END";
-    if std::env::var_os(CHILD).is_some() {
-        work();
-        // Nothing is taken down: the disk belongs to the dump for ever.
-        std::process::exit(0);
-    }
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    let done = child.args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
-    let said = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{}: {said}", done.status);
-}
-
 #[test]
 fn a_dump_after_a_panic_reaches_the_disk_without_interrupts() {
     to_the_end("a_dump_after_a_panic_reaches_the_disk_without_interrupts", || {
         let kernel = Kernel::with_disks();
-        let peer = attach(&kernel, false);
+        let peer = attach(&kernel, DiskKind::PLAIN);
         let wired = Wired::new(40);
         let data = suite::scenarios::noise(7, 40 * 4096);
         wired.fill(0, &data);
@@ -525,7 +495,7 @@ fn a_dump_after_a_panic_reaches_the_disk_without_interrupts() {
 fn a_dump_keeps_other_processors_from_the_disk() {
     to_the_end("a_dump_keeps_other_processors_from_the_disk", || {
         let kernel = Kernel::with_disks();
-        let peer = attach(&kernel, false);
+        let peer = attach(&kernel, DiskKind::PLAIN);
         assert_eq!(XBD0.open(true, true), 0);
         // Interrupts go on being taken by another thread, as by a processor that nobody has stopped.
         let wired = Wired::new(16);
@@ -535,7 +505,10 @@ fn a_dump_keeps_other_processors_from_the_disk() {
             assert_eq!(as_panicked(|| XBD0.dump(round * 128, &wired, 0, 16 * 4096)), 0);
             assert!(peer.medium.bytes(round as usize * 128 * SECTOR, data.len()) == data);
         }
-        assert_eq!(XBD0.transfer(true, 0, Wired::new(1), 0, SECTOR).0, EIO, "nothing else is taken");
+        for cpu in 0..8 {
+            go_to_cpu(cpu);
+            assert_eq!(XBD0.transfer(true, 0, Wired::new(1), 0, SECTOR).0, EIO, "nothing else is taken");
+        }
     });
 }
 
@@ -543,7 +516,7 @@ fn a_dump_keeps_other_processors_from_the_disk() {
 fn a_dump_is_refused_if_the_panic_came_inside_the_lock() {
     to_the_end("a_dump_is_refused_if_the_panic_came_inside_the_lock", || {
         let kernel = Kernel::with_disks();
-        let _peer = attach(&kernel, false);
+        let _peer = attach(&kernel, DiskKind::POOR);
         assert_eq!(XBD0.open(true, true), 0);
         let (told, tells) = std::sync::mpsc::channel();
         let dumped = Wired::new(1);

@@ -104,14 +104,14 @@ fn the_object_has_the_functions_of_the_header_and_wants_those_of_the_glue() {
         let mut compile = compiler("cc").unwrap();
         run(compile.args(["-DXENPV", "-c", "-o"]).arg(&object).arg(&file)).unwrap();
         let (defined, wanted) = symbols(&object).unwrap();
-        // Either driver may be left out of a kernel: up-calls stand in the file that both have.
-        if file.ends_with("xenpv_subr.c") {
+        // Either driver may be left out of a kernel: up-calls stand in files that both have.
+        if file.ends_with("xenpv_subr.c") || file.ends_with("xenpv_device.c") {
             glue_defines.extend(defined);
         }
         glue_wants.extend(wanted.into_iter().filter(|name| name.starts_with("xenpv_")));
     }
     let absent: Vec<_> = header.upcalls.difference(&glue_defines).collect();
-    assert!(absent.is_empty(), "xenpv_subr.c lacks {absent:?}");
+    assert!(absent.is_empty(), "the files that both drivers have lack {absent:?}");
     let unknown: Vec<_> = wanted.iter().filter(|name| !header.upcalls.contains(*name)).collect();
     assert_eq!(unknown, ["hypercall_page"], "what the object wants and the header doesn't declare");
     let all: Names = header.functions.union(&glue_defines).cloned().collect();
@@ -130,10 +130,10 @@ macro_rules! layout {
 
 fn layouts_of_rust() -> BTreeMap<String, usize> {
     let mut facts = BTreeMap::new();
-    layout!(facts, DiskSetup, "xenpv_xbd_setup", name path device mutex arg done max_transfer);
-    layout!(facts, DiskInfo, "xenpv_xbd_info", sectors sector_size physical_sector_size flags reserved);
+    layout!(facts, DiskSetup, "xenpv_xbd_setup", name path device mutexes arg done max_transfer queues);
+    layout!(facts, DiskInfo, "xenpv_xbd_info", sectors sector_size physical_sector_size flags queues);
     layout!(facts, DiskCounters, "xenpv_xbd_counters",
-        requests segments notifications errors still_mapped bounced bounce_busy queue_full kept);
+        requests indirect segments flushes discards notifications errors still_mapped bounced bounce_busy queue_full kept);
     layout!(facts, ConsoleCounters, "xenpv_cons_counters", written read notifications);
     layout!(facts, GrantCounters, "xenpv_grant_counters", entries free quarantined leaked);
     facts.insert("XENPV_ABI".into(), xenpv::XENPV_ABI as usize);

@@ -64,6 +64,7 @@ pub async fn serve_with<P: Platform, S: Store>(
     let path = find_device(node, &mut devices, handle).await?;
     let mut back = Back::new(node.own(), &path, store, config).context("xbdback")?;
     let mut counters = back::Counters::default();
+    let mut sectors = back.store().sectors();
     loop {
         let seen = node.happened();
         let mut more = false;
@@ -76,6 +77,10 @@ pub async fn serve_with<P: Platform, S: Store>(
         back.tend(node.own().platform.now_ns());
         if let Some(now) = back.counters() {
             counters = now;
+        }
+        if back.store().sectors() != sectors {
+            sectors = back.store().sectors();
+            back.resized().context("xbdback resized")?;
         }
         if back.device().changed() || back.closing() {
             match back.step().context("xbdback step")? {
