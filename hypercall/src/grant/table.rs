@@ -279,9 +279,12 @@ impl<P: Platform> Inner<P> {
         if gref.0 >= self.entries.load(Acquire) {
             return None;
         }
-        let page = self.platform.mapped(self.place.va(gref.0 / PER_FRAME)).cast::<GrantEntryV1>();
-        // SAFETY: the frame is shown, holds `PER_FRAME` entries made of atomics, and is taken away only in `drop`.
-        Some(unsafe { page.add((gref.0 % PER_FRAME) as usize).as_ref() })
+        // SAFETY: the frame is shown, holds `PER_FRAME` entries made of atomics, and is taken away only in `drop`. Frames are side by
+        // side.
+        Some(unsafe {
+            let entry = self.place.first().cast::<GrantEntryV1>().add(gref.0 as usize);
+            self.platform.mapped(entry.cast()).cast().as_ref()
+        })
     }
 
     /// Ends the access by an entry, unless somebody maps it.
