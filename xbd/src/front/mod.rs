@@ -22,6 +22,7 @@
 //! |---|---|
 //! | `config` | what the owner wants |
 //! | `submit`, `queue` | the fast path: an I/O becomes requests, answers become its completion |
+//! | `slots` | what is known of either |
 //! | `bounce` | data that goes by way of own pages |
 //! | `over` | how an I/O fails or ends |
 
@@ -30,6 +31,7 @@ mod config;
 mod numbers;
 mod over;
 mod queue;
+mod slots;
 mod submit;
 
 pub use config::Config;

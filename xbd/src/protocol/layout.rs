@@ -54,8 +54,9 @@ pub trait Layout {
     /// Writes a request as it goes over the wire. What it doesn't use is zero: nothing of the stack leaks.
     fn emit(request: &Request) -> Self::Request;
 
-    /// The same of a read or write of a single segment, which is the commonest.
-    fn emit_one(id: u64, operation: Operation, sector: u64, segment: Segment) -> Self::Request;
+    /// The same of a read or write of a single segment, which is the commonest: its page, first and last sector, as
+    /// [`Segment::new`] would take them.
+    fn emit_one(id: u64, operation: Operation, sector: u64, segment: (GrantRef, u8, u8)) -> Self::Request;
 
     /// Writes a response as it goes over the wire.
     fn respond(answer: &Answer) -> Self::Response;
@@ -164,9 +165,10 @@ macro_rules! layout {
             }
 
             #[inline]
-            fn emit_one(id: u64, operation: Operation, sector: u64, segment: Segment) -> Self::Request {
+            fn emit_one(id: u64, operation: Operation, sector: u64, segment: (GrantRef, u8, u8)) -> Self::Request {
                 let mut segments = [BlkifRequestSegment::default(); MAX_SEGMENTS];
-                segments[0] = segment.wire();
+                let (gref, first_sect, last_sect) = segment;
+                segments[0] = BlkifRequestSegment { gref, first_sect, last_sect, _pad: 0 };
                 Self::Request::direct_of(Head { operation: operation.wire(), second: 1, id, sector }, segments)
             }
 
