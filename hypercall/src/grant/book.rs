@@ -124,19 +124,23 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
         if count == 1 {
             return Ok(());
         }
-        at.rest = self.free;
+        // Should `each` or the buffer panic, the place has them all, and others none.
+        let (mut next, listed) = (core::mem::replace(&mut self.free, NONE), core::mem::take(&mut self.listed));
+        (at.rest, at.rest_count) = (next, count as u16 - 1);
+        let (grants, peer, stock) = (&self.grants, self.peer, &*self.stock);
+        let mut lent = 0;
         for segment in segments {
             // There are so many: `provide` has seen to it.
-            let Some(entry) = self.stock.get(usize::from(self.free)) else { break };
-            self.free = entry.next;
-            // Before it is shared: should `each` or the buffer panic, it is known.
-            at.rest_count += 1;
+            let Some(entry) = stock.get(usize::from(next)) else { break };
+            next = entry.next;
+            lent += 1;
             // SAFETY: as above, but that it was on the free list.
-            unsafe { self.grants.share(entry.gref, self.peer, segment.gfn, access) };
+            unsafe { grants.share(entry.gref, peer, segment.gfn, access) };
             each(entry.gref, segment);
         }
-        self.listed -= at.rest_count;
-        self.free_count -= at.rest_count;
+        at.rest_count = lent;
+        (self.free, self.listed) = (next, listed - lent);
+        self.free_count -= lent;
         Ok(())
     }
 
@@ -195,24 +199,24 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
             *free_count += 1;
         }
         // What is ended is free, whatever becomes of the rest.
-        let (first, mut next, mut last, mut ended) = (at.rest, at.rest, NONE, 0);
+        let (first, count) = (at.rest, at.rest_count);
+        let (mut next, mut last, mut ended) = (first, NONE, 0);
         let mut held = Ok(());
-        while ended < at.rest_count
+        while ended < count
             && let Some(entry) = stock.get(usize::from(next))
         {
-            held = grants.end(entry.gref);
-            if held.is_err() {
+            if let Err(mapped) = grants.end(entry.gref) {
+                held = Err(mapped);
                 break;
             }
-            last = next;
-            next = entry.next;
+            (last, next) = (next, entry.next);
             ended += 1;
         }
         if let Some(last) = stock.get_mut(usize::from(last)) {
             last.next = core::mem::replace(free, first);
             *listed += ended;
             *free_count += ended;
-            (at.rest, at.rest_count) = (next, at.rest_count - ended);
+            (at.rest, at.rest_count) = (next, count - ended);
         }
         held.map(|()| at.buffer.take().map(ManuallyDrop::into_inner))
     }

@@ -3,9 +3,10 @@
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
-use xen_sys::grant_table::{GNTMAP_host_map, GNTMAP_readonly, GnttabMapGrantRef, GnttabUnmapGrantRef};
+use xen_sys::grant_table::{GNTMAP_host_map, GNTMAP_readonly, GNTST_okay, GnttabMapGrantRef, GnttabUnmapGrantRef};
 use xen_sys::{DomId, GrantHandle, GrantRef};
 
 use super::{Access, GrantStatus, UNTRIED};
@@ -94,6 +95,35 @@ enum Slot {
     Stuck,
 }
 
+/// What goes into one hypercall. To fill in what is not in use would cost more than most batches are worth.
+struct Batch<T> {
+    entries: [MaybeUninit<T>; BATCH],
+    len: usize,
+}
+
+impl<T: Copy> Batch<T> {
+    #[inline]
+    const fn new() -> Self {
+        Self { entries: [const { MaybeUninit::uninit() }; BATCH], len: 0 }
+    }
+
+    /// Adds an entry, for which there is room; tells whether there is room for another.
+    #[inline]
+    fn push(&mut self, entry: T) -> bool {
+        self.entries[self.len].write(entry);
+        self.len += 1;
+        self.len < BATCH
+    }
+
+    /// Returns what was added, and begins anew.
+    #[inline]
+    fn take(&mut self) -> &mut [T] {
+        let entries = &mut self.entries[..core::mem::take(&mut self.len)];
+        // SAFETY: `push` has filled in as many, and a value in a `MaybeUninit` is laid out as one outside.
+        unsafe { &mut *(core::ptr::from_mut(entries) as *mut [T]) }
+    }
+}
+
 /// Address space into which grants of other domains are mapped, page by page. Dropping it unmaps them all.
 ///
 /// Mapping and unmapping take batches of any length; a hypercall does 32. Nothing is allocated after [`Window::new`].
@@ -174,29 +204,26 @@ impl<P: Platform> Window<P> {
         batch: impl IntoIterator<Item = (usize, MapRequest)>,
         mut outcome: impl FnMut(usize, Result<(), MapError>),
     ) {
-        let mut ops = [GnttabMapGrantRef::default(); BATCH];
+        let mut ops = Batch::new();
         // Index and slot of each operation.
-        let mut of = [(0, 0); BATCH];
-        let mut len = 0;
+        let mut of = Batch::new();
         for (index, (slot, request)) in batch.into_iter().enumerate() {
             match self.slots.get_mut(slot) {
-                None => outcome(index, Err(MapError::NoSlot { slot })),
                 Some(state @ Slot::Empty) => {
                     *state = Slot::Claimed;
-                    ops[len] = self.map_op(slot, request);
-                    of[len] = (index, slot);
-                    len += 1;
+                    ops.push(self.map_op(slot, request));
+                    if !of.push((index, slot)) {
+                        self.map_chunk(ops.take(), of.take(), &mut outcome);
+                    }
                 }
+                None => outcome(index, Err(MapError::NoSlot { slot })),
                 Some(_) => outcome(index, Err(MapError::Occupied { slot })),
             }
-            if len == BATCH {
-                self.map_chunk(&mut ops, &mut of, &mut outcome);
-                len = 0;
-            }
         }
-        self.map_chunk(&mut ops[..len], &mut of[..len], &mut outcome);
+        self.map_chunk(ops.take(), of.take(), &mut outcome);
     }
 
+    #[inline]
     fn map_op(&self, slot: usize, request: MapRequest) -> GnttabMapGrantRef {
         let readonly = if request.access == Access::ReadOnly { GNTMAP_readonly } else { 0 };
         GnttabMapGrantRef {
@@ -209,19 +236,52 @@ impl<P: Platform> Window<P> {
         }
     }
 
-    /// Maps what fits into one hypercall, and what is being paged in once more.
+    /// Maps what fits into one hypercall.
+    #[inline]
     fn map_chunk(
         &mut self,
-        mut ops: &mut [GnttabMapGrantRef],
+        ops: &mut [GnttabMapGrantRef],
         of: &mut [(usize, usize)],
         outcome: &mut impl FnMut(usize, Result<(), MapError>),
     ) {
-        for left in (0..TRIES).rev() {
-            if ops.is_empty() {
-                return;
+        if ops.is_empty() {
+            return;
+        }
+        // SAFETY: the addresses are of slots that are ours and empty.
+        let called = unsafe { call::map_grant_ref(&self.platform, ops) };
+        let mut failed = false;
+        for (op, (index, slot)) in ops.iter().zip(&*of) {
+            // A handle exists if and only if the status says so, whatever the call as a whole says.
+            if op.status == GNTST_okay {
+                self.note_mapped(op, *slot);
+                outcome(*index, Ok(()));
+            } else {
+                failed = true;
             }
-            // SAFETY: the addresses are of slots that are ours and empty.
-            let called = unsafe { call::map_grant_ref(&self.platform, ops) };
+        }
+        if failed {
+            self.map_again(ops, of, called, outcome);
+        }
+    }
+
+    #[inline]
+    fn note_mapped(&mut self, op: &GnttabMapGrantRef, slot: usize) {
+        let access = if op.flags & GNTMAP_readonly != 0 { Access::ReadOnly } else { Access::ReadWrite };
+        self.slots[slot] = Slot::Mapped { handle: op.handle, access };
+    }
+
+    /// Deals with those of a call that were not mapped: tries those once more that are being paged in.
+    #[cold]
+    fn map_again(
+        &mut self,
+        mut ops: &mut [GnttabMapGrantRef],
+        of: &mut [(usize, usize)],
+        mut called: Result<(), XenError>,
+        outcome: &mut dyn FnMut(usize, Result<(), MapError>),
+    ) {
+        // Those that are mapped were told of after the first call.
+        let mut told = true;
+        for left in (0..TRIES).rev() {
             let mut again = 0;
             for at in 0..ops.len() {
                 let (op, (index, slot)) = (ops[at], of[at]);
@@ -233,20 +293,27 @@ impl<P: Platform> Window<P> {
                     continue;
                 }
                 let mapped = match (status.ok(), called) {
-                    // A handle exists if and only if the status says so, whatever the call as a whole says.
-                    (Ok(()), _) => Ok(()),
-                    (Err(GrantStatus(UNTRIED)), Err(error)) => Err(MapError::Xen(error)),
-                    (Err(status), _) => Err(MapError::Refused { gref: op.r#ref, status }),
+                    (Ok(()), _) if told => continue,
+                    (Ok(()), _) => {
+                        self.note_mapped(&op, slot);
+                        outcome(index, Ok(()));
+                        continue;
+                    }
+                    (Err(GrantStatus(UNTRIED)), Err(error)) => MapError::Xen(error),
+                    (Err(status), _) => MapError::Refused { gref: op.r#ref, status },
                 };
-                let access = if op.flags & GNTMAP_readonly != 0 { Access::ReadOnly } else { Access::ReadWrite };
-                self.slots[slot] = mapped.map_or(Slot::Empty, |()| Slot::Mapped { handle: op.handle, access });
-                outcome(index, mapped);
+                self.slots[slot] = Slot::Empty;
+                outcome(index, Err(mapped));
+            }
+            if again == 0 {
+                return;
             }
             ops = &mut ops[..again];
-            if again > 0 {
-                // The pager runs in another domain. Yielding can't fail, and nothing would follow from it.
-                let _ = sched::yield_now(&self.platform);
-            }
+            // The pager runs in another domain. Yielding can't fail, and nothing would follow from it.
+            let _ = sched::yield_now(&self.platform);
+            // SAFETY: as above.
+            called = unsafe { call::map_grant_ref(&self.platform, ops) };
+            told = false;
         }
     }
 
@@ -264,25 +331,17 @@ impl<P: Platform> Window<P> {
     /// [`UnmapError`] if Xen refuses some. The others are unmapped. Where the whole call was refused, the slots stay mapped
     /// and it may be tried again; else they are [stuck](Self::stuck).
     pub fn unmap_batch(&mut self, slots: impl IntoIterator<Item = usize>) -> Result<(), UnmapError> {
-        let mut ops = [GnttabUnmapGrantRef::default(); BATCH];
-        let mut of = [0; BATCH];
-        let (mut len, mut failed) = (0, 0);
+        let (mut ops, mut of) = (Batch::new(), Batch::new());
+        let mut failed = 0;
         for slot in slots {
             let Some(Slot::Mapped { handle, .. }) = self.slots.get(slot) else { continue };
-            ops[len] = GnttabUnmapGrantRef {
-                host_addr: self.host_addr(slot),
-                dev_bus_addr: 0,
-                handle: *handle,
-                status: UNTRIED,
-            };
-            of[len] = slot;
-            len += 1;
-            if len == BATCH {
-                failed += self.unmap_chunk(&mut ops, &of);
-                len = 0;
+            let (host_addr, handle) = (self.host_addr(slot), *handle);
+            ops.push(GnttabUnmapGrantRef { host_addr, dev_bus_addr: 0, handle, status: UNTRIED });
+            if !of.push(slot) {
+                failed += self.unmap_chunk(ops.take(), of.take());
             }
         }
-        failed += self.unmap_chunk(&mut ops[..len], &of[..len]);
+        failed += self.unmap_chunk(ops.take(), of.take());
         if failed == 0 { Ok(()) } else { Err(UnmapError { failed }) }
     }
 
@@ -303,8 +362,12 @@ impl<P: Platform> Window<P> {
         let called = unsafe { call::unmap_grant_ref(&self.platform, ops) };
         let mut failed = 0;
         for (op, slot) in ops.iter().zip(of) {
+            if op.status == GNTST_okay {
+                self.slots[*slot] = Slot::Empty;
+                continue;
+            }
             match (GrantStatus(op.status).ok(), called) {
-                (Ok(()), _) => self.slots[*slot] = Slot::Empty,
+                (Ok(()), _) => {}
                 (Err(GrantStatus(UNTRIED)), Err(_)) => failed += 1,
                 (Err(_), _) => {
                     self.slots[*slot] = Slot::Stuck;
