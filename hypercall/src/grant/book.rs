@@ -113,7 +113,10 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
         // In here before anything is shared: should `segments` panic, the pages aren't freed.
         let buffer = at.buffer.insert(ManuallyDrop::new(buffer));
         // The count bounds the loop even if the buffer should answer differently the second time.
-        let mut segments = buffer.segments().take(count);
+        let mut segments = buffer.segments();
+        if count == 0 {
+            return Ok(());
+        }
         let Some(first) = segments.next() else { return Ok(()) };
         at.shared = true;
         self.free_count -= 1;
@@ -129,9 +132,11 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
         (at.rest, at.rest_count) = (next, count as u16 - 1);
         let (grants, peer, stock) = (&self.grants, self.peer, &*self.stock);
         let mut lent = 0;
-        for segment in segments {
-            // There are so many: `provide` has seen to it.
-            let Some(entry) = stock.get(usize::from(next)) else { break };
+        // There are so many: `provide` has seen to it.
+        while lent < count as u16 - 1
+            && let Some(segment) = segments.next()
+            && let Some(entry) = stock.get(usize::from(next))
+        {
             next = entry.next;
             lent += 1;
             // SAFETY: as above, but that it was on the free list.

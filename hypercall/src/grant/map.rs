@@ -95,32 +95,37 @@ enum Slot {
     Stuck,
 }
 
-/// What goes into one hypercall. To fill in what is not in use would cost more than most batches are worth.
-struct Batch<T> {
+/// What goes into one hypercall, and what each entry is about. To fill in what is not in use would cost more than most batches are
+/// worth.
+struct Batch<T, O> {
     entries: [MaybeUninit<T>; BATCH],
+    of: [MaybeUninit<O>; BATCH],
     len: usize,
 }
 
-impl<T: Copy> Batch<T> {
+impl<T: Copy, O: Copy> Batch<T, O> {
     #[inline]
     const fn new() -> Self {
-        Self { entries: [const { MaybeUninit::uninit() }; BATCH], len: 0 }
+        Self { entries: [const { MaybeUninit::uninit() }; BATCH], of: [const { MaybeUninit::uninit() }; BATCH], len: 0 }
     }
 
-    /// Adds an entry, for which there is room; tells whether there is room for another.
+    /// Adds an entry, for which there is room; tells whether it was the last.
     #[inline]
-    fn push(&mut self, entry: T) -> bool {
-        self.entries[self.len].write(entry);
-        self.len += 1;
-        self.len < BATCH
+    fn push(&mut self, entry: T, of: O) -> bool {
+        let at = self.len;
+        self.entries[at].write(entry);
+        self.of[at].write(of);
+        self.len = at + 1;
+        self.len == BATCH
     }
 
     /// Returns what was added, and begins anew.
     #[inline]
-    fn take(&mut self) -> &mut [T] {
-        let entries = &mut self.entries[..core::mem::take(&mut self.len)];
+    fn take(&mut self) -> (&mut [T], &mut [O]) {
+        let len = core::mem::take(&mut self.len);
+        let (entries, of) = (&mut self.entries[..len], &mut self.of[..len]);
         // SAFETY: `push` has filled in as many, and a value in a `MaybeUninit` is laid out as one outside.
-        unsafe { &mut *(core::ptr::from_mut(entries) as *mut [T]) }
+        unsafe { (&mut *(core::ptr::from_mut(entries) as *mut [T]), &mut *(core::ptr::from_mut(of) as *mut [O])) }
     }
 }
 
@@ -204,23 +209,21 @@ impl<P: Platform> Window<P> {
         batch: impl IntoIterator<Item = (usize, MapRequest)>,
         mut outcome: impl FnMut(usize, Result<(), MapError>),
     ) {
+        // With index and slot of each operation.
         let mut ops = Batch::new();
-        // Index and slot of each operation.
-        let mut of = Batch::new();
         for (index, (slot, request)) in batch.into_iter().enumerate() {
             match self.slots.get_mut(slot) {
                 Some(state @ Slot::Empty) => {
                     *state = Slot::Claimed;
-                    ops.push(self.map_op(slot, request));
-                    if !of.push((index, slot)) {
-                        self.map_chunk(ops.take(), of.take(), &mut outcome);
+                    if ops.push(self.map_op(slot, request), (index, slot)) {
+                        self.map_chunk(ops.take(), &mut outcome);
                     }
                 }
                 None => outcome(index, Err(MapError::NoSlot { slot })),
                 Some(_) => outcome(index, Err(MapError::Occupied { slot })),
             }
         }
-        self.map_chunk(ops.take(), of.take(), &mut outcome);
+        self.map_chunk(ops.take(), &mut outcome);
     }
 
     #[inline]
@@ -240,8 +243,7 @@ impl<P: Platform> Window<P> {
     #[inline]
     fn map_chunk(
         &mut self,
-        ops: &mut [GnttabMapGrantRef],
-        of: &mut [(usize, usize)],
+        (ops, of): (&mut [GnttabMapGrantRef], &mut [(usize, usize)]),
         outcome: &mut impl FnMut(usize, Result<(), MapError>),
     ) {
         if ops.is_empty() {
@@ -331,17 +333,16 @@ impl<P: Platform> Window<P> {
     /// [`UnmapError`] if Xen refuses some. The others are unmapped. Where the whole call was refused, the slots stay mapped
     /// and it may be tried again; else they are [stuck](Self::stuck).
     pub fn unmap_batch(&mut self, slots: impl IntoIterator<Item = usize>) -> Result<(), UnmapError> {
-        let (mut ops, mut of) = (Batch::new(), Batch::new());
+        let mut ops = Batch::new();
         let mut failed = 0;
         for slot in slots {
             let Some(Slot::Mapped { handle, .. }) = self.slots.get(slot) else { continue };
             let (host_addr, handle) = (self.host_addr(slot), *handle);
-            ops.push(GnttabUnmapGrantRef { host_addr, dev_bus_addr: 0, handle, status: UNTRIED });
-            if !of.push(slot) {
-                failed += self.unmap_chunk(ops.take(), of.take());
+            if ops.push(GnttabUnmapGrantRef { host_addr, dev_bus_addr: 0, handle, status: UNTRIED }, slot) {
+                failed += self.unmap_chunk(ops.take());
             }
         }
-        failed += self.unmap_chunk(ops.take(), of.take());
+        failed += self.unmap_chunk(ops.take());
         if failed == 0 { Ok(()) } else { Err(UnmapError { failed }) }
     }
 
@@ -354,7 +355,7 @@ impl<P: Platform> Window<P> {
     }
 
     /// Unmaps what fits into one hypercall. Returns how many are still mapped, or may be.
-    fn unmap_chunk(&mut self, ops: &mut [GnttabUnmapGrantRef], of: &[usize]) -> usize {
+    fn unmap_chunk(&mut self, (ops, of): (&mut [GnttabUnmapGrantRef], &mut [usize])) -> usize {
         if ops.is_empty() {
             return 0;
         }

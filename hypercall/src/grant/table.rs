@@ -291,16 +291,35 @@ impl<P: Platform> Inner<P> {
     #[inline]
     fn end(&self, gref: GrantRef) -> Result<(), StillMapped> {
         let Some(entry) = self.entry(gref) else { return Ok(()) };
+        if Self::try_end(entry, &mut entry.flags.load(Relaxed)) { Ok(()) } else { Self::end_again(entry, gref) }
+    }
+
+    /// Ends the access by an entry that has these flags, or tells which it has.
+    #[inline(always)]
+    fn try_end(entry: &GrantEntryV1, flags: &mut u16) -> bool {
+        if *flags & (GTF_reading | GTF_writing) != 0 {
+            return false;
+        }
+        // One step for look and change: a peer that maps between the two would else keep its mapping of a page that we
+        // take for our own again. Acquire and release: what the peer's accesses did is before, and our reuse after.
+        match entry.flags.compare_exchange(*flags, GTF_invalid, AcqRel, Relaxed) {
+            Ok(_) => true,
+            Err(now) => {
+                *flags = now;
+                false
+            }
+        }
+    }
+
+    #[cold]
+    fn end_again(entry: &GrantEntryV1, gref: GrantRef) -> Result<(), StillMapped> {
         let mut flags = entry.flags.load(Relaxed);
-        for _ in 0..END_TRIES {
+        for _ in 1..END_TRIES {
+            if Self::try_end(entry, &mut flags) {
+                return Ok(());
+            }
             if flags & (GTF_reading | GTF_writing) != 0 {
                 break;
-            }
-            // One step for look and change: a peer that maps between the two would else keep its mapping of a page that we
-            // take for our own again. Acquire and release: what the peer's accesses did is before, and our reuse after.
-            match entry.flags.compare_exchange(flags, GTF_invalid, AcqRel, Relaxed) {
-                Ok(_) => return Ok(()),
-                Err(now) => flags = now,
             }
         }
         Err(StillMapped { gref })

@@ -13,7 +13,6 @@
 
 use alloc::boxed::Box;
 use alloc::vec;
-use core::ops::Range;
 
 use hypercall::grant::{Access, MapRequest, Window};
 use hypercall::mem::{OutOfMemory, Shared};
@@ -21,6 +20,7 @@ use hypercall::{DomId, GrantRef, Platform};
 
 use super::config::{Counters, MAX_KEPT};
 use super::store::Chain;
+use crate::SECTOR;
 
 /// No page.
 pub(super) const NONE: u16 = u16::MAX;
@@ -53,10 +53,10 @@ impl List {
 
 #[derive(Clone, Copy)]
 struct Page {
-    /// Whose page it is, and which bytes of it belong to the request.
+    /// Whose page it is, and which sectors of it belong to the request, both included.
     gref: GrantRef,
-    offset: u16,
-    len: u16,
+    first: u8,
+    last: u8,
     /// Next page of the same request.
     next: u16,
     /// Next page of the list that it is on. Of those that are idle, the one that was used after it.
@@ -82,10 +82,10 @@ pub(super) struct Pages<P: Platform> {
     /// First free page, and how many there are.
     free: u16,
     free_count: usize,
-    /// To be mapped by the next [`map`](Self::map).
+    /// Those that are to be mapped by the next [`map`](Self::map).
     new: List,
-    /// To be unmapped by the next [`unmap`](Self::unmap).
-    over: List,
+    /// First of those that are to be unmapped by the next [`unmap`](Self::unmap).
+    over: u16,
     /// Kept mapped and not in use, the one that was not used for longest first.
     idle: List,
     /// First kept page of each bucket. Its number is made of the low bits of a grant, and a domain's grants count from 0: so a front end
@@ -108,8 +108,8 @@ impl<P: Platform> Pages<P> {
         let window = Window::new(platform, count)?;
         let page = Page {
             gref: GrantRef(0),
-            offset: 0,
-            len: 0,
+            first: 0,
+            last: 0,
             next: NONE,
             link: NONE,
             before: NONE,
@@ -131,7 +131,7 @@ impl<P: Platform> Pages<P> {
             free: 0,
             free_count: count,
             new: List::EMPTY,
-            over: List::EMPTY,
+            over: NONE,
             idle: List::EMPTY,
             buckets: vec![NONE; buckets].into(),
             kept: 0,
@@ -164,23 +164,33 @@ impl<P: Platform> Pages<P> {
         counters.lost += self.lost;
     }
 
-    /// Adds a page, of which that part belongs to the request, to those of a request; it may have to be [mapped](Self::map). Returns `false` if there is no free one.
+    /// Adds a page, of which those sectors belong to the request, to those of a request; it may have to be [mapped](Self::map). Returns
+    /// `false` if there is no free one.
+    #[inline(always)]
     #[must_use = "without a free page nothing was added"]
-    pub(super) fn add(&mut self, request: &mut List, gref: GrantRef, part: Range<usize>, access: Access) -> bool {
-        let Some(index) = self.find_or_claim(gref, access) else { return false };
+    pub(super) fn add_here(&mut self, request: &mut List, gref: GrantRef, sectors: (u8, u8), access: Access) -> bool {
+        let found = if self.keeps() { self.find_or_keep(gref, access) } else { self.claim(gref, access, false) };
+        let Some(index) = found else { return false };
         let page = &mut self.pages[usize::from(index)];
-        (page.offset, page.len) = (part.start as u16, part.len() as u16);
+        (page.first, page.last) = sectors;
         (page.next, page.busy) = (NONE, true);
-        if let Some(before) = request.append(index) {
-            self.pages[usize::from(before)].next = index;
+        let before = core::mem::replace(&mut request.last, index);
+        match self.pages.get_mut(usize::from(before)) {
+            Some(before) => before.next = index,
+            None => request.first = index,
         }
         true
     }
 
-    fn find_or_claim(&mut self, gref: GrantRef, access: Access) -> Option<u16> {
-        if !self.keeps() {
-            return self.claim(gref, access, false);
-        }
+    /// The same, where it is not worth a copy of it.
+    #[inline(never)]
+    #[must_use = "without a free page nothing was added"]
+    pub(super) fn add(&mut self, request: &mut List, gref: GrantRef, sectors: (u8, u8), access: Access) -> bool {
+        self.add_here(request, gref, sectors, access)
+    }
+
+    #[inline(never)]
+    fn find_or_keep(&mut self, gref: GrantRef, access: Access) -> Option<u16> {
         match self.find(gref) {
             Some(index) if !self.pages[usize::from(index)].busy => {
                 self.unlink_idle(index);
@@ -205,29 +215,41 @@ impl<P: Platform> Pages<P> {
     }
 
     /// Takes a free page, to be mapped.
+    #[inline(always)]
     fn claim(&mut self, gref: GrantRef, access: Access, kept: bool) -> Option<u16> {
         let index = self.free;
         let page = self.pages.get_mut(usize::from(index))?;
         self.free = page.link;
         self.free_count -= 1;
         (page.gref, page.access, page.kept, page.link) = (gref, access, kept, NONE);
-        if let Some(before) = self.new.append(index) {
-            self.pages[usize::from(before)].link = index;
+        let before = core::mem::replace(&mut self.new.last, index);
+        match self.pages.get_mut(usize::from(before)) {
+            Some(before) => before.link = index,
+            None => self.new.first = index,
         }
         Some(index)
     }
 
-    /// Maps all that was added and is not mapped yet. What can't be mapped is found by [`are_mapped`](Self::are_mapped).
-    pub(super) fn map(&mut self) {
-        let Self { window, pages, new, peer, .. } = self;
-        let mut next = new.first;
+    /// Maps all that was added and is not mapped yet; tells whether all of it could be. [`are_mapped`](Self::are_mapped) finds what
+    /// couldn't.
+    pub(super) fn map(&mut self) -> bool {
+        let Self { window, pages, peer, .. } = self;
+        let mut next = core::mem::replace(&mut self.new, List::EMPTY).first;
+        if next == NONE {
+            return true;
+        }
+        let (mut mapped, mut all) = (0, true);
         let batch = core::iter::from_fn(|| {
             let (slot, page) = (usize::from(next), pages.get(usize::from(next))?);
             next = page.link;
             Some((slot, MapRequest { gref: page.gref, peer: *peer, access: page.access }))
         });
-        window.map_batch(batch, |_, outcome| self.mapped += u64::from(outcome.is_ok()));
-        self.new = List::EMPTY;
+        window.map_batch(batch, |_, outcome| {
+            mapped += u64::from(outcome.is_ok());
+            all &= outcome.is_ok();
+        });
+        self.mapped += mapped;
+        all
     }
 
     /// Returns the mark at which [`forget`](Self::forget) goes back.
@@ -277,17 +299,18 @@ impl<P: Platform> Pages<P> {
 
     /// Unmaps all that is over.
     pub(super) fn unmap(&mut self) {
-        if self.over.is_empty() {
+        let first = core::mem::replace(&mut self.over, NONE);
+        if first == NONE {
             return;
         }
-        let Self { window, pages, over, .. } = self;
-        let mut next = over.first;
+        let Self { window, pages, .. } = self;
+        let mut next = first;
         let _ = window.unmap_batch(core::iter::from_fn(|| {
             let (slot, page) = (usize::from(next), pages.get(usize::from(next))?);
             next = page.link;
             Some(slot)
         }));
-        let mut next = core::mem::replace(&mut self.over, List::EMPTY).first;
+        let mut next = first;
         while let Some(page) = self.pages.get(usize::from(next)) {
             let index = next;
             next = page.link;
@@ -351,10 +374,7 @@ impl<P: Platform> Pages<P> {
 
     /// Puts a page on the list of what is to be unmapped.
     fn end(&mut self, index: u16) {
-        self.pages[usize::from(index)].link = NONE;
-        if let Some(before) = self.over.append(index) {
-            self.pages[usize::from(before)].link = index;
-        }
+        self.pages[usize::from(index)].link = core::mem::replace(&mut self.over, index);
     }
 
     /// Puts an unmapped page on the list of free ones.
@@ -423,8 +443,9 @@ impl<P: Platform> Pages<P> {
 
 impl<P: Platform> Chain for Pages<P> {
     fn part(&self, page: u16) -> Option<(Shared<'_>, u16)> {
-        let Page { offset, len, next, .. } = *self.pages.get(usize::from(page))?;
+        let Page { first, last, next, .. } = *self.pages.get(usize::from(page))?;
         let view = self.window.view(usize::from(page))?;
-        Some((view.slice(offset.into(), len.into()), next))
+        let (from, to) = (usize::from(first) * SECTOR, (usize::from(last) + 1) * SECTOR);
+        Some((view.slice(from, to - from), next))
     }
 }

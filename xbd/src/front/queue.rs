@@ -14,7 +14,7 @@ use xenbus::ring::{FrontRing, Notify, RingPages};
 use super::bounce::{Bounce, Manner, NONE};
 use super::numbers::Numbers;
 use super::over::{Completion, Counters, IoError, Over, QueueError, Returned, Saved, SubmitError};
-use super::slots::{Slot, Slots, State};
+use super::slots::{Form, Slot, Slots, State};
 use super::{Config, FrontError};
 use crate::features::{Abilities, Discard, Disk};
 use crate::protocol::{Answer, Layout, Native, Operation, Segment, Status};
@@ -138,7 +138,7 @@ impl<D: Domain, B: Buffer> Equipment<D, B> {
 pub struct Queue<D: Domain, B: Buffer> {
     pub(super) ring: Ring<D>,
     channel: Channel<D::Events>,
-    /// Which operations go the straight way now, as bits of [`straight`]; and the bounds of the disk, for these.
+    /// Which operations may go the straight way now, as bits of [`straight`]; and the bounds of the disk, for these.
     pub(super) straight: u8,
     pub(super) capacity: u64,
     pub(super) unit_mask: u64,
@@ -205,7 +205,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
 
     /// Finds out anew which operations go the straight way, when something has changed that they depend on.
     pub(super) fn look_straight(&mut self) {
-        let disk = self.disk.as_ref().filter(|_| self.open && self.bounce.is_none() && self.backlog.is_empty());
+        let disk = self.disk.as_ref().filter(|_| self.open && self.backlog.is_empty());
         self.straight = disk.map_or(0, |disk| {
             let write = if disk.read_only { 0 } else { straight(Operation::Write) };
             straight(Operation::Read) | write
@@ -358,8 +358,9 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         };
         // A slot's number.
         let index = id as u16;
-        if slot.alone
-            && status == Status::Okay
+        let form = slot.form;
+        if status == Status::Okay
+            && (form == Form::Straight || (form == Form::Page && self.bring_back_page(index)))
             && let Ok(buffer) = self.buffers.recall(index)
         {
             self.slots.put(index);
@@ -387,7 +388,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     #[inline(never)]
     fn take_other(&mut self, index: u16, status: Status, done: &mut dyn FnMut(Completion<B>)) {
         let slot = &mut self.slots[index];
-        let number = if slot.alone { index } else { slot.io };
+        let number = if slot.form == Form::Other { slot.io } else { index };
         if slot.table != NONE
             && let Some(tables) = &mut self.tables
         {
@@ -399,8 +400,8 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         }
         let io = &mut self.slots[number];
         io.parts -= 1;
-        if status != Status::Okay {
-            io.result = io.result.and(Err(error_of(status)));
+        if io.status == Status::Okay {
+            io.status = status;
         }
         if io.parts == 0 {
             self.answer(number, done);
@@ -410,7 +411,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     /// All requests of an I/O are answered.
     fn answer(&mut self, number: u16, done: &mut dyn FnMut(Completion<B>)) {
         let io = &self.slots[number];
-        if io.result == Err(IoError::NotSupported) {
+        if io.status == Status::NotSupported {
             let operation = io.operation;
             self.learn_lack(operation);
         }
@@ -431,12 +432,29 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         self.look_straight();
     }
 
+    /// Takes the data of an I/O out of its only own page, and this back; `false` if it has to be done in another way.
+    #[inline(never)]
+    fn bring_back_page(&mut self, number: u16) -> bool {
+        let (Some(bounce), io) = (&mut self.bounce, &mut self.slots[number]) else { return false };
+        if !bounce.is_persistent() {
+            return false;
+        }
+        let page = core::mem::replace(&mut io.pages, NONE);
+        if io.operation == Operation::Read
+            && let Some(buffer) = self.buffers.buffer(number)
+        {
+            self.counters.bounced_bytes += bounce.read_page(page, buffer);
+        }
+        bounce.put_page(page);
+        true
+    }
+
     /// Takes the data of an I/O out of the own pages, and these back.
     fn bring_back(&mut self, number: u16) {
         let (Some(bounce), io) = (&mut self.bounce, &mut self.slots[number]) else { return };
         let first = core::mem::replace(&mut io.pages, NONE);
         if io.operation == Operation::Read
-            && io.result.is_ok()
+            && io.status == Status::Okay
             && let Some(buffer) = self.buffers.buffer(number)
         {
             self.counters.bounced_bytes += bounce.read(first, buffer);
@@ -447,7 +465,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     /// Completes an I/O whose requests are all answered, unless the back end still maps a page of it.
     fn finish(&mut self, number: u16, done: &mut dyn FnMut(Completion<B>)) -> bool {
         let Ok(buffer) = self.buffers.recall(number) else { return false };
-        let result = self.slots[number].result;
+        let result = result_of(self.slots[number].status);
         self.slots.put(number);
         self.ios -= 1;
         if result.is_err() {
@@ -528,7 +546,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         let Self { buffers, ios, slots, counters, .. } = self;
         buffers.end_all(|number, buffer| {
             let io = &slots[number];
-            let result = if io.state == State::Answered { io.result } else { Err(IoError::Lost) };
+            let result = if io.state == State::Answered { result_of(io.status) } else { Err(IoError::Lost) };
             slots.put(number);
             *ios -= 1;
             counters.errors += u64::from(result.is_err());
@@ -544,11 +562,11 @@ pub(super) const fn straight(operation: Operation) -> u8 {
     1 << operation as u8
 }
 
-#[cold]
-const fn error_of(status: Status) -> IoError {
+const fn result_of(status: Status) -> Result<(), IoError> {
     match status {
-        Status::NotSupported => IoError::NotSupported,
-        Status::Unknown(status) => IoError::BadStatus(status),
-        Status::Okay | Status::Error => IoError::Failed,
+        Status::Okay => Ok(()),
+        Status::Error => Err(IoError::Failed),
+        Status::NotSupported => Err(IoError::NotSupported),
+        Status::Unknown(status) => Err(IoError::BadStatus(status)),
     }
 }

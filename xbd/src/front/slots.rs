@@ -5,8 +5,7 @@ use alloc::boxed::Box;
 use xen_sys::io::blkif::BlkifOp;
 
 use super::bounce::NONE;
-use super::over::IoError;
-use crate::protocol::Operation;
+use crate::protocol::{Operation, Status};
 
 /// No operation that a response could name: nothing is in flight.
 const NOTHING: u16 = u16::MAX;
@@ -16,8 +15,7 @@ const NOTHING: u16 = u16::MAX;
 #[derive(Clone, Copy)]
 pub(super) struct Slot {
     pub(super) state: State,
-    /// It is a single request, with its segments in it, and nothing of it is copied: its answer ends the I/O.
-    pub(super) alone: bool,
+    pub(super) form: Form,
     /// Requests that are not answered.
     pub(super) parts: u16,
     /// First of the own pages that its data goes by.
@@ -35,8 +33,19 @@ pub(super) struct Slot {
     pub(super) sector: u64,
     /// How many, of a discard.
     pub(super) sectors: u64,
-    /// The first error, or none so far.
-    pub(super) result: Result<(), IoError>,
+    /// The first one that isn't good, if any.
+    pub(super) status: Status,
+}
+
+/// What a good answer to a request brings about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// It is the only one of its I/O, with its segments in it: the answer ends it.
+    Straight,
+    /// The same, by way of a single own page.
+    Page,
+    /// Something else.
+    Other,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,7 +63,7 @@ impl Slot {
     /// An I/O of one request.
     pub(super) const SINGLE: Self = Self {
         state: State::InFlight,
-        alone: true,
+        form: Form::Straight,
         parts: 1,
         pages: NONE,
         table: NONE,
@@ -65,7 +74,7 @@ impl Slot {
         sequence: 0,
         sector: 0,
         sectors: 0,
-        result: Ok(()),
+        status: Status::Okay,
     };
 
     /// Returns whether a response that names this operation is one to this request; there is no other then.

@@ -9,7 +9,7 @@ use xenbus::Domain;
 use super::bounce::NONE;
 use super::over::{Counters, SubmitError};
 use super::queue::{Queue, RawRequest, Ring, Tables, straight};
-use super::slots::{Slot, Slots, State};
+use super::slots::{Form, Slot, Slots, State};
 use crate::features::Disk;
 use crate::protocol::{Data, IndirectPages, Layout, Native, Operation, Request, Segment, Segments};
 use crate::{MAX_SEGMENTS, SECTOR};
@@ -37,6 +37,9 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         let Some((first, last)) = self.only_segment(operation, sector, &buffer) else {
             return self.accept(operation, sector, 0, buffer);
         };
+        if self.bounce.is_some() {
+            return self.submit_page(operation, sector, last - first + 1, buffer);
+        }
         let mut gref = GrantRef(0);
         // If no slot is free, there is no such place.
         let number = self.slots.vacant();
@@ -44,14 +47,14 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             self.counters.full += 1;
             return Err((SubmitError::Full, buffer));
         }
-        self.note_single(operation, sector, 1);
+        self.note_single(operation, sector, Slot::SINGLE, 1);
         // There is room: a ring has as many slots as there are numbers, and this one was free.
         let _ = self.ring.push(&Native::emit_one(number.into(), operation, sector, (gref, first, last)));
         Ok(())
     }
 
-    /// Returns the sectors of the only segment of a buffer, if that and the rest of its I/O are as most are: a read or write that goes
-    /// the straight way, and against which nothing can be said.
+    /// Returns the sectors of the only segment of a buffer, if that and the rest of its I/O are as most are: a read or write against
+    /// which nothing can be said.
     #[inline(always)]
     fn only_segment(&self, operation: Operation, sector: u64, buffer: &B) -> Option<(u8, u8)> {
         if self.straight & straight(operation) == 0 {
@@ -68,11 +71,41 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         (fits && (sector | sectors) & self.unit_mask == 0).then_some((first, last))
     }
 
+    /// The same, by way of an own page.
+    #[inline(never)]
+    fn submit_page(
+        &mut self,
+        operation: Operation,
+        sector: u64,
+        sectors: u8,
+        buffer: B,
+    ) -> Result<(), (SubmitError, B)> {
+        let number = self.slots.vacant();
+        let Some(bounce) = self.bounce.as_mut().filter(|bounce| bounce.free() > 0) else {
+            return self.accept(operation, sector, 0, buffer);
+        };
+        if let Err(buffer) = self.buffers.lend(number, Access::ReadOnly, 0, buffer, |_, _| {}) {
+            return self.accept(operation, sector, 0, buffer);
+        }
+        let written = if operation == Operation::Write { self.buffers.buffer(number) } else { None };
+        let bytes = usize::from(sectors) * SECTOR;
+        if written.is_some() {
+            self.counters.bounced_bytes += bytes as u64;
+        }
+        if let Some((page, gref)) = bounce.lend_page(bytes, written) {
+            self.note_single(operation, sector, Slot { form: Form::Page, pages: page, ..Slot::SINGLE }, 1);
+            // As for `submit`.
+            let segment = (gref, 0, sectors - 1);
+            let _ = self.ring.push(&Native::emit_one(number.into(), operation, sector, segment));
+        }
+        Ok(())
+    }
+
     /// Writes an I/O of one request down, whose segments are in it.
     #[inline(always)]
-    fn note_single(&mut self, operation: Operation, sector: u64, segments: usize) {
+    fn note_single(&mut self, operation: Operation, sector: u64, like: Slot, segments: usize) {
         self.sequence += 1;
-        let mut slot = Slot { operation, sector, sequence: self.sequence, ..Slot::SINGLE };
+        let mut slot = Slot { operation, sector, sequence: self.sequence, ..like };
         slot.ask(operation.wire());
         let _ = self.slots.take(slot);
         self.ios += 1;
@@ -142,7 +175,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         if let Err(buffer) = lent {
             return Err((SubmitError::Full, buffer));
         }
-        self.note_single(operation, sector, size.segments);
+        self.note_single(operation, sector, Slot::SINGLE, size.segments);
         raw.operation = operation.wire();
         raw.nr_segments = size.segments as u8;
         raw.id = number.into();
@@ -178,7 +211,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         self.sequence += 1;
         let (sequence, sectors) = (self.sequence, size.sectors);
         let parts = requests as u16;
-        let io = Slot { alone: false, parts, io: number, operation, sequence, sector, sectors, ..Slot::SINGLE };
+        let io = Slot { form: Form::Other, parts, io: number, operation, sequence, sector, sectors, ..Slot::SINGLE };
         if self.slots.take(io).is_none() {
             return Err((SubmitError::Full, buffer));
         }
@@ -339,7 +372,7 @@ impl<D: Domain> Sender<'_, D> {
         let index = if core::mem::take(&mut self.first) {
             self.number
         } else {
-            let part = Slot { state: State::Part, alone: false, io: self.number, operation, ..Slot::SINGLE };
+            let part = Slot { state: State::Part, form: Form::Other, io: self.number, operation, ..Slot::SINGLE };
             let Some(index) = self.slots.take(part) else { return };
             index
         };
