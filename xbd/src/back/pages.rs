@@ -57,22 +57,34 @@ struct Page {
     gref: GrantRef,
     first: u8,
     last: u8,
-    /// Next page of the same request.
+    /// Next page of the same request, or of those that are free, or over.
     next: u16,
-    /// Next page of the list that it is on. Of those that are idle, the one that was used after it.
+    /// Next page of those that are to be mapped. Of those that are idle, the one that was used after it.
     link: u16,
     /// The page that was idle before it.
     before: u16,
     /// Next page in the same bucket, of those that are kept.
     bucket: u16,
-    access: Access,
-    /// It stays mapped when its request is over.
-    kept: bool,
+    hold: Hold,
     /// It belongs to a request.
     busy: bool,
     /// When its last request was over, of those that are kept.
     used_ns: u64,
 }
+
+/// How a page is mapped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    /// For the time of a request, which reads from it.
+    ReadOnly,
+    /// For the time of a request.
+    ReadWrite,
+    /// It stays mapped when its request is over; for both directions, as io/blkif.h wants it.
+    Kept,
+}
+
+/// There are thousands of them.
+const _: () = assert!(size_of::<Page>() == 24);
 
 /// A window of a front end's pages.
 pub(super) struct Pages<P: Platform> {
@@ -84,8 +96,8 @@ pub(super) struct Pages<P: Platform> {
     free_count: usize,
     /// Those that are to be mapped by the next [`map`](Self::map).
     new: List,
-    /// First of those that are to be unmapped by the next [`unmap`](Self::unmap).
-    over: u16,
+    /// Those that are to be unmapped by the next [`unmap`](Self::unmap).
+    over: List,
     /// Kept mapped and not in use, the one that was not used for longest first.
     idle: List,
     /// First kept page of each bucket. Its number is made of the low bits of a grant, and a domain's grants count from 0: so a front end
@@ -114,16 +126,15 @@ impl<P: Platform> Pages<P> {
             link: NONE,
             before: NONE,
             bucket: NONE,
-            access: Access::ReadOnly,
-            kept: false,
+            hold: Hold::ReadOnly,
             busy: false,
             used_ns: 0,
         };
         let mut pages = vec![page; count];
         for (index, page) in pages.iter_mut().enumerate().take(count - 1) {
-            page.link = index as u16 + 1;
+            page.next = index as u16 + 1;
         }
-        let buckets = if max_kept == 0 { 0 } else { (2 * max_kept).next_power_of_two() };
+        let buckets = if max_kept == 0 { 0 } else { max_kept.next_power_of_two() };
         Ok(Self {
             window,
             peer,
@@ -131,7 +142,7 @@ impl<P: Platform> Pages<P> {
             free: 0,
             free_count: count,
             new: List::EMPTY,
-            over: NONE,
+            over: List::EMPTY,
             idle: List::EMPTY,
             buckets: vec![NONE; buckets].into(),
             kept: 0,
@@ -169,7 +180,7 @@ impl<P: Platform> Pages<P> {
     #[inline(always)]
     #[must_use = "without a free page nothing was added"]
     pub(super) fn add_here(&mut self, request: &mut List, gref: GrantRef, sectors: (u8, u8), access: Access) -> bool {
-        let found = if self.keeps() { self.find_or_keep(gref, access) } else { self.claim(gref, access, false) };
+        let found = if self.keeps() { self.find_or_keep(gref, access) } else { self.claim(gref, hold_of(access)) };
         let Some(index) = found else { return false };
         let page = &mut self.pages[usize::from(index)];
         (page.first, page.last) = sectors;
@@ -198,11 +209,10 @@ impl<P: Platform> Pages<P> {
                 Some(index)
             }
             // Another request uses it: mapped once more, for this time.
-            Some(_) => self.claim(gref, access, false),
+            Some(_) => self.claim(gref, hold_of(access)),
             None => {
                 let keep = self.kept < self.max_kept || self.evict();
-                // io/blkif.h: what is kept is used in both directions.
-                let index = self.claim(gref, if keep { Access::ReadWrite } else { access }, keep)?;
+                let index = self.claim(gref, if keep { Hold::Kept } else { hold_of(access) })?;
                 if keep {
                     self.kept += 1;
                     let bucket = self.bucket(gref);
@@ -216,12 +226,12 @@ impl<P: Platform> Pages<P> {
 
     /// Takes a free page, to be mapped.
     #[inline(always)]
-    fn claim(&mut self, gref: GrantRef, access: Access, kept: bool) -> Option<u16> {
+    fn claim(&mut self, gref: GrantRef, hold: Hold) -> Option<u16> {
         let index = self.free;
         let page = self.pages.get_mut(usize::from(index))?;
-        self.free = page.link;
+        self.free = page.next;
         self.free_count -= 1;
-        (page.gref, page.access, page.kept, page.link) = (gref, access, kept, NONE);
+        (page.gref, page.hold, page.link) = (gref, hold, NONE);
         let before = core::mem::replace(&mut self.new.last, index);
         match self.pages.get_mut(usize::from(before)) {
             Some(before) => before.link = index,
@@ -242,7 +252,11 @@ impl<P: Platform> Pages<P> {
         let batch = core::iter::from_fn(|| {
             let (slot, page) = (usize::from(next), pages.get(usize::from(next))?);
             next = page.link;
-            Some((slot, MapRequest { gref: page.gref, peer: *peer, access: page.access }))
+            Some((slot, page))
+        });
+        let batch = batch.map(|(slot, page)| {
+            let access = if page.hold == Hold::ReadOnly { Access::ReadOnly } else { Access::ReadWrite };
+            (slot, MapRequest { gref: page.gref, peer: *peer, access })
         });
         window.map_batch(batch, |_, outcome| {
             mapped += u64::from(outcome.is_ok());
@@ -277,9 +291,18 @@ impl<P: Platform> Pages<P> {
         true
     }
 
-    /// Takes the pages of a request that is over, from `first` on.
-    pub(super) fn release(&mut self, first: u16, now_ns: u64) {
-        let mut next = first;
+    /// Takes the pages of a request that is over; `all` of them may be known to be mapped.
+    #[inline]
+    pub(super) fn release(&mut self, request: List, all: bool, now_ns: u64) {
+        if all && !self.keeps() {
+            self.end(request);
+        } else {
+            self.release_each(request, now_ns);
+        }
+    }
+
+    fn release_each(&mut self, request: List, now_ns: u64) {
+        let mut next = request.first;
         while let Some(page) = self.pages.get_mut(usize::from(next)) {
             let index = next;
             next = page.next;
@@ -288,37 +311,50 @@ impl<P: Platform> Pages<P> {
             if !mapped {
                 self.give_up(index);
                 self.give_back(index);
-            } else if page.kept {
+            } else if page.hold == Hold::Kept {
                 page.used_ns = now_ns;
                 self.link_idle(index);
             } else {
-                self.end(index);
+                self.end_one(index);
             }
         }
     }
 
     /// Unmaps all that is over.
     pub(super) fn unmap(&mut self) {
-        let first = core::mem::replace(&mut self.over, NONE);
+        let List { first, last } = core::mem::replace(&mut self.over, List::EMPTY);
         if first == NONE {
             return;
         }
         let Self { window, pages, .. } = self;
-        let mut next = first;
-        let _ = window.unmap_batch(core::iter::from_fn(|| {
+        let (mut next, mut count) = (first, 0);
+        let unmapped = window.unmap_batch(core::iter::from_fn(|| {
             let (slot, page) = (usize::from(next), pages.get(usize::from(next))?);
-            next = page.link;
+            next = page.next;
+            count += 1;
             Some(slot)
         }));
+        match unmapped {
+            Ok(()) => {
+                self.pages[usize::from(last)].next = core::mem::replace(&mut self.free, first);
+                self.free_count += count;
+            }
+            Err(_) => self.look_at_unmapped(first),
+        }
+    }
+
+    /// Takes what could be unmapped, from `first` on.
+    #[cold]
+    fn look_at_unmapped(&mut self, first: u16) {
         let mut next = first;
         while let Some(page) = self.pages.get(usize::from(next)) {
             let index = next;
-            next = page.link;
+            next = page.next;
             if self.window.is_empty(usize::from(index)) {
                 self.give_back(index);
             } else if self.window.is_mapped(usize::from(index)) {
                 // The whole call was refused: next time.
-                self.end(index);
+                self.end_one(index);
             } else {
                 self.lost += 1;
             }
@@ -369,18 +405,30 @@ impl<P: Platform> Pages<P> {
         let index = self.idle.first;
         self.unlink_idle(index);
         self.give_up(index);
-        self.end(index);
+        self.end_one(index);
     }
 
-    /// Puts a page on the list of what is to be unmapped.
-    fn end(&mut self, index: u16) {
-        self.pages[usize::from(index)].link = core::mem::replace(&mut self.over, index);
+    /// Puts pages on the list of what is to be unmapped.
+    #[inline]
+    fn end(&mut self, list: List) {
+        if list.is_empty() {
+            return;
+        }
+        let before = core::mem::replace(&mut self.over.last, list.last);
+        match self.pages.get_mut(usize::from(before)) {
+            Some(before) => before.next = list.first,
+            None => self.over.first = list.first,
+        }
+    }
+
+    fn end_one(&mut self, index: u16) {
+        self.pages[usize::from(index)].next = NONE;
+        self.end(List { first: index, last: index });
     }
 
     /// Puts an unmapped page on the list of free ones.
     fn give_back(&mut self, index: u16) {
-        self.pages[usize::from(index)].link = self.free;
-        self.free = index;
+        self.pages[usize::from(index)].next = core::mem::replace(&mut self.free, index);
         self.free_count += 1;
     }
 
@@ -422,8 +470,8 @@ impl<P: Platform> Pages<P> {
 
     /// A page is not kept any longer, if it was.
     fn give_up(&mut self, index: u16) {
-        let Page { kept: true, bucket: after, gref, .. } = self.pages[usize::from(index)] else { return };
-        self.pages[usize::from(index)].kept = false;
+        let Page { hold: Hold::Kept, bucket: after, gref, .. } = self.pages[usize::from(index)] else { return };
+        self.pages[usize::from(index)].hold = Hold::ReadWrite;
         self.kept -= 1;
         let bucket = self.bucket(gref);
         if self.buckets[bucket] == index {
@@ -447,5 +495,13 @@ impl<P: Platform> Chain for Pages<P> {
         let view = self.window.view(usize::from(page))?;
         let (from, to) = (usize::from(first) * SECTOR, (usize::from(last) + 1) * SECTOR);
         Some((view.slice(from, to - from), next))
+    }
+}
+
+#[inline]
+const fn hold_of(access: Access) -> Hold {
+    match access {
+        Access::ReadOnly => Hold::ReadOnly,
+        Access::ReadWrite => Hold::ReadWrite,
     }
 }

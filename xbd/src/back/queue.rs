@@ -616,7 +616,8 @@ impl<D: Domain, S: Store> Queue<D, S> {
         let mut next = self.finished.first;
         while let Some(slot) = self.slots.get(usize::from(next)) {
             next = slot.link;
-            self.pages.release(slot.pages.first, self.now_ns);
+            // A request has not gone well if one of its pages could not be mapped.
+            self.pages.release(slot.pages, slot.status == Status::Okay, self.now_ns);
         }
         self.pages.unmap();
         let mut next = core::mem::replace(&mut self.finished, List::EMPTY).first;
