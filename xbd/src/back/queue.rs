@@ -244,10 +244,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
     }
 
     fn take(&mut self, budget: &mut u32) -> Result<Taken, RingError> {
-        if let Some(request) = self.held.take()
-            && !self.admit(&request)
-        {
-            self.held = Some(request);
+        if self.held.is_some() && !self.take_held() {
             return Ok(Taken::Blocked);
         }
         loop {
@@ -263,6 +260,17 @@ impl<D: Domain, S: Store> Queue<D, S> {
                 return Ok(Taken::Blocked);
             }
         }
+    }
+
+    /// Takes the request that had to wait; `false` if it still has to.
+    #[cold]
+    fn take_held(&mut self) -> bool {
+        let Some(request) = self.held.take() else { return true };
+        let admitted = self.admit(&request);
+        if !admitted {
+            self.held = Some(request);
+        }
+        admitted
     }
 
     /// Takes the request if it is as most are: a read or write, by segments that are in it, and against which nothing can be said.
@@ -613,6 +621,9 @@ impl<D: Domain, S: Store> Queue<D, S> {
 
     /// Unmaps the pages of what is over, in one batch, and answers it after that.
     fn settle(&mut self) {
+        if self.finished.is_empty() {
+            return self.pages.unmap();
+        }
         let mut next = self.finished.first;
         while let Some(slot) = self.slots.get(usize::from(next)) {
             next = slot.link;

@@ -469,7 +469,14 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
             return Ok(change);
         }
         for queue in &mut self.saved {
-            queue.sort_by_key(|io| io.sequence);
+            // By insertion: they are nearly in order, and a sort is 6 KB of code.
+            for end in 1..queue.len() {
+                let mut at = end;
+                while at > 0 && queue[at - 1].sequence > queue[at].sequence {
+                    queue.swap(at - 1, at);
+                    at -= 1;
+                }
+            }
         }
         self.drop_queues();
         self.recovering = false;
