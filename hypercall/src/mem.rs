@@ -209,6 +209,39 @@ unsafe impl<P: Platform> Buffer for PageBuf<P> {
 /// which a page that is mapped for reading only doesn't bear.
 const WORD: usize = size_of::<usize>();
 
+/// Words from which on a copy by one instruction is worth its beginning.
+const MANY: usize = 32;
+
+/// Copies words, each by one access.
+///
+/// # Safety
+/// There are so many at both places, which are aligned to words and are accessed only atomically.
+unsafe fn copy_words(from: NonNull<u8>, to: NonNull<u8>, words: usize) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if words >= MANY {
+        // SAFETY: as the caller promises. The compiler sees nothing of these accesses, so what others do meanwhile is no race to it; the
+        // processor moves words, or more at once. The direction flag is clear, as the ABI demands.
+        unsafe {
+            core::arch::asm!(
+                "rep movsq",
+                inout("rcx") words => _,
+                inout("rsi") from.as_ptr() => _,
+                inout("rdi") to.as_ptr() => _,
+                options(nostack, preserves_flags),
+            );
+        }
+        return;
+    }
+    for index in 0..words {
+        // SAFETY: as the caller promises.
+        let (source, target) = unsafe {
+            let at = WORD * index;
+            (AtomicUsize::from_ptr(from.as_ptr().add(at).cast()), AtomicUsize::from_ptr(to.as_ptr().add(at).cast()))
+        };
+        target.store(source.load(Relaxed), Relaxed);
+    }
+}
+
 /// A view of bytes that another domain may read and write at any time. All access is atomic, byte by byte or in aligned
 /// registers; there is no order between the accesses, that is the ring's business.
 #[derive(Clone, Copy)]
@@ -328,17 +361,8 @@ impl<'a> Shared<'a> {
         let aligned = |view: Shared<'_>| view.va.addr().get().is_multiple_of(WORD);
         // As `head` says, for Miri.
         let words = if !cfg!(miri) && aligned(to) && aligned(from) { from.len / WORD } else { 0 };
-        for index in 0..words {
-            // SAFETY: inside both views, and aligned.
-            let (source, target) = unsafe {
-                let at = WORD * index;
-                (
-                    AtomicUsize::from_ptr(from.va.as_ptr().add(at).cast()),
-                    AtomicUsize::from_ptr(to.va.as_ptr().add(at).cast()),
-                )
-            };
-            target.store(source.load(Relaxed), Relaxed);
-        }
+        // SAFETY: inside both views, and aligned.
+        unsafe { copy_words(from.va, to.va, words) };
         for at in WORD * words..from.len {
             to.byte(at).store(from.byte(at).load(Relaxed), Relaxed);
         }

@@ -20,23 +20,34 @@ const BATCH: usize = 32;
 /// segments. It is for requests that are known by a number of their own and differ much in size, such as those of a disk.
 ///
 /// A buffer may be kept here without being lent, too: nothing of it is shared then. Lending and recalling allocate nothing.
+///
+/// A place keeps the reference of its first segment when its buffer is recalled, so that a buffer of one segment, the commonest, needs no
+/// list. Where the others are lacking, those that are kept so are taken.
 pub struct LoanBook<G: Grants, B: Buffer> {
     grants: G,
     peer: DomId,
     places: Box<[Place<B>]>,
     stock: Box<[Entry]>,
-    /// First free entry of the stock.
+    /// First entry that no place has, and how many there are.
     free: u16,
+    listed: u16,
+    /// References that share nothing: those, and what places keep.
     free_count: u16,
 }
 
 struct Place<B: Buffer> {
-    /// First entry that it shares, in the order of its segments.
-    first: u16,
     buffer: Option<ManuallyDrop<B>>,
+    /// The reference of its first segment, if `own` is an entry.
+    gref: GrantRef,
+    own: u16,
+    /// First entry of its other segments, in their order, and how many there are.
+    rest: u16,
+    rest_count: u16,
+    /// Whether that of the first segment is shared; the others are all.
+    shared: bool,
 }
 
-/// A reference: shared if it is in a place's list, ours if it is in the free one, in the quarantine if it is in none.
+/// A reference: a place's own, in a place's list, in the free one, or in the quarantine if it is in none.
 struct Entry {
     gref: GrantRef,
     next: u16,
@@ -58,9 +69,10 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
         grants.reserve(&mut reserved)?;
         let next = |index: u16| if index + 1 < refs { index + 1 } else { NONE };
         let stock = (0..refs).zip(reserved).map(|(index, gref)| Entry { gref, next: next(index) }).collect();
-        let places = (0..places).map(|_| Place { first: NONE, buffer: None }).collect();
+        let place = || Place { buffer: None, gref: GrantRef(0), own: NONE, rest: NONE, rest_count: 0, shared: false };
+        let places = (0..places).map(|_| place()).collect();
         let free = if refs > 0 { 0 } else { NONE };
-        Ok(Self { grants: grants.clone(), peer, places, stock, free, free_count: refs })
+        Ok(Self { grants: grants.clone(), peer, places, stock, free, listed: refs, free_count: refs })
     }
 
     /// Returns how many references there are.
@@ -79,7 +91,7 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
     ///
     /// # Errors
     /// The buffer, if there is no such place, or it is taken, or there aren't so many references. Nothing is shared then.
-    #[inline]
+    #[inline(always)]
     pub fn lend(
         &mut self,
         place: u16,
@@ -88,33 +100,74 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
         buffer: B,
         mut each: impl FnMut(GrantRef, Segment),
     ) -> Result<(), B> {
-        let Some(place) = self.places.get_mut(usize::from(place)).filter(|place| place.buffer.is_none()) else {
+        let Some(at) = self.places.get(usize::from(place)).filter(|place| place.buffer.is_none()) else {
             return Err(buffer);
         };
         if count > usize::from(self.free_count) {
             return Err(buffer);
         }
-        // In here before anything is shared: should `segments` panic, the pages aren't freed.
-        let buffer = place.buffer.insert(ManuallyDrop::new(buffer));
-        let mut last = NONE;
-        // The count bounds the loop even if the buffer should answer differently the second time.
-        for segment in buffer.segments().take(count) {
-            let index = self.free;
-            let Some(entry) = self.stock.get_mut(usize::from(index)) else { break };
-            self.free = core::mem::replace(&mut entry.next, NONE);
-            self.free_count -= 1;
-            let gref = entry.gref;
-            match self.stock.get_mut(usize::from(last)) {
-                Some(last) => last.next = index,
-                None => place.first = index,
-            }
-            last = index;
-            // SAFETY: `new` reserved the reference, and it was free; `Buffer` promises that the page stays, and the buffer stays
-            // in here until `recall` has ended every reference.
-            unsafe { self.grants.share(gref, self.peer, segment.gfn, access) };
-            each(gref, segment);
+        if count > 0 && (at.own == NONE || count - 1 > usize::from(self.listed)) {
+            self.provide(place, count - 1);
         }
+        let Some(at) = self.places.get_mut(usize::from(place)) else { return Err(buffer) };
+        // In here before anything is shared: should `segments` panic, the pages aren't freed.
+        let buffer = at.buffer.insert(ManuallyDrop::new(buffer));
+        // The count bounds the loop even if the buffer should answer differently the second time.
+        let mut segments = buffer.segments();
+        if count == 0 {
+            return Ok(());
+        }
+        let Some(first) = segments.next() else { return Ok(()) };
+        at.shared = true;
+        self.free_count -= 1;
+        // SAFETY: `new` reserved the reference, which is this place's own and was not shared; `Buffer` promises that the page stays, and
+        // the buffer stays in here until `recall` has ended every reference.
+        unsafe { self.grants.share(at.gref, self.peer, first.gfn, access) };
+        each(at.gref, first);
+        if count == 1 {
+            return Ok(());
+        }
+        // Should `each` or the buffer panic, the place has them all, and others none.
+        let (mut next, listed) = (core::mem::replace(&mut self.free, NONE), core::mem::take(&mut self.listed));
+        (at.rest, at.rest_count) = (next, count as u16 - 1);
+        let (grants, peer, stock) = (&self.grants, self.peer, &*self.stock);
+        let mut lent = 0;
+        // There are so many: `provide` has seen to it.
+        while lent < count as u16 - 1
+            && let Some(segment) = segments.next()
+            && let Some(entry) = stock.get(usize::from(next))
+        {
+            next = entry.next;
+            lent += 1;
+            // SAFETY: as above, but that it was on the free list.
+            unsafe { grants.share(entry.gref, peer, segment.gfn, access) };
+            each(entry.gref, segment);
+        }
+        at.rest_count = lent;
+        (self.free, self.listed) = (next, listed - lent);
+        self.free_count -= lent;
         Ok(())
+    }
+
+    /// Gives a place a reference of its own, and sees to it that there are as many `more` on the free list, all of which there are.
+    #[cold]
+    fn provide(&mut self, place: u16, more: usize) {
+        let lacking = usize::from(self.places[usize::from(place)].own == NONE);
+        if more + lacking > usize::from(self.listed) {
+            for other in self.places.iter_mut().filter(|other| other.buffer.is_none() && other.own != NONE) {
+                let own = core::mem::replace(&mut other.own, NONE);
+                self.stock[usize::from(own)].next = core::mem::replace(&mut self.free, own);
+                self.listed += 1;
+            }
+        }
+        let place = &mut self.places[usize::from(place)];
+        if place.own == NONE
+            && let Some(entry) = self.stock.get(usize::from(self.free))
+        {
+            (place.own, place.gref) = (self.free, entry.gref);
+            self.free = entry.next;
+            self.listed -= 1;
+        }
     }
 
     /// Returns the buffer in a place, if there is one.
@@ -126,17 +179,51 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
     ///
     /// # Errors
     /// [`StillMapped`] if the peer has not unmapped a page: the buffer stays, and this may be tried again.
-    #[inline]
+    #[inline(always)]
     pub fn recall(&mut self, place: u16) -> Result<Option<B>, StillMapped> {
-        let Some(place) = self.places.get_mut(usize::from(place)) else { return Ok(None) };
-        while let Some(entry) = self.stock.get_mut(usize::from(place.first)) {
-            self.grants.end(entry.gref)?;
-            // One by one: what is ended is free, whatever becomes of the rest.
-            let index = core::mem::replace(&mut place.first, entry.next);
-            entry.next = core::mem::replace(&mut self.free, index);
+        let Some(at) = self.places.get_mut(usize::from(place)) else { return Ok(None) };
+        if at.rest_count > 0 {
+            return self.recall_all(place);
+        }
+        if at.shared {
+            self.grants.end(at.gref)?;
+            at.shared = false;
             self.free_count += 1;
         }
-        Ok(place.buffer.take().map(ManuallyDrop::into_inner))
+        Ok(at.buffer.take().map(ManuallyDrop::into_inner))
+    }
+
+    /// The same of a buffer with more than one segment.
+    #[inline(never)]
+    fn recall_all(&mut self, place: u16) -> Result<Option<B>, StillMapped> {
+        let Self { grants, places, stock, free, listed, free_count, .. } = self;
+        let Some(at) = places.get_mut(usize::from(place)) else { return Ok(None) };
+        if at.shared {
+            grants.end(at.gref)?;
+            at.shared = false;
+            *free_count += 1;
+        }
+        // What is ended is free, whatever becomes of the rest.
+        let (first, count) = (at.rest, at.rest_count);
+        let (mut next, mut last, mut ended) = (first, NONE, 0);
+        let mut held = Ok(());
+        while ended < count
+            && let Some(entry) = stock.get(usize::from(next))
+        {
+            if let Err(mapped) = grants.end(entry.gref) {
+                held = Err(mapped);
+                break;
+            }
+            (last, next) = (next, entry.next);
+            ended += 1;
+        }
+        if let Some(last) = stock.get_mut(usize::from(last)) {
+            last.next = core::mem::replace(free, first);
+            *listed += ended;
+            *free_count += ended;
+            (at.rest, at.rest_count) = (next, count - ended);
+        }
+        held.map(|()| at.buffer.take().map(ManuallyDrop::into_inner))
     }
 
     /// Empties all places: `ended` gets each buffer, or [`Held`] if the peer has not unmapped a page. References that the peer still
@@ -147,11 +234,16 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
                 Ok(None) => {}
                 Ok(Some(buffer)) => ended(index, Ok(buffer)),
                 Err(StillMapped { .. }) => {
-                    let place = &mut self.places[usize::from(index)];
-                    let first = core::mem::replace(&mut place.first, NONE);
-                    let buffer = place.buffer.take();
+                    let at = &mut self.places[usize::from(index)];
+                    let own = core::mem::take(&mut at.shared).then_some(at.gref);
+                    if own.is_some() {
+                        at.own = NONE;
+                    }
+                    let rest = (core::mem::replace(&mut at.rest, NONE), core::mem::take(&mut at.rest_count));
+                    let buffer = at.buffer.take();
+                    let held = own.into_iter().chain(self.list(rest.0, rest.1));
                     // SAFETY: reserved by `new`, and in no list of this object any more.
-                    self.each_batch(first, |grants, refs| unsafe { grants.quarantine(refs, None) });
+                    self.each_batch(held, |grants, refs| unsafe { grants.quarantine(refs, None) });
                     if let Some(buffer) = buffer {
                         ended(index, Err(Held(buffer)));
                     }
@@ -160,15 +252,23 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
         }
     }
 
-    /// Hands out the references of a list, some at a time on the stack: there may be no memory.
+    /// Returns the references of a list.
+    fn list(&self, mut at: u16, count: u16) -> impl Iterator<Item = GrantRef> {
+        (0..count).map_while(move |_| {
+            let entry = self.stock.get(usize::from(at))?;
+            at = entry.next;
+            Some(entry.gref)
+        })
+    }
+
+    /// Hands out references, some at a time on the stack: there may be no memory.
     #[cold]
-    fn each_batch(&self, mut at: u16, mut work: impl FnMut(&G, &[GrantRef])) {
+    fn each_batch(&self, list: impl Iterator<Item = GrantRef>, mut work: impl FnMut(&G, &[GrantRef])) {
         let mut refs = [GrantRef(0); BATCH];
         let mut len = 0;
-        while let Some(entry) = self.stock.get(usize::from(at)) {
-            refs[len] = entry.gref;
+        for gref in list {
+            refs[len] = gref;
             len += 1;
-            at = entry.next;
             if len == BATCH {
                 work(&self.grants, &refs);
                 len = 0;
@@ -184,7 +284,9 @@ impl<G: Grants, B: Buffer> Drop for LoanBook<G, B> {
     /// Gives the references back. A buffer that is still lent is dropped if the peer can't reach it, else leaked.
     fn drop(&mut self) {
         self.end_all(|_, _| {});
+        let own = self.places.iter().filter(|place| place.own != NONE).map(|place| place.gref);
+        let all = own.chain(self.list(self.free, self.listed));
         // SAFETY: reserved by `new`, not shared, and given up with this object.
-        self.each_batch(self.free, |grants, refs| unsafe { grants.release(refs) });
+        self.each_batch(all, |grants, refs| unsafe { grants.release(refs) });
     }
 }

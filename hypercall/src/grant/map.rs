@@ -3,9 +3,10 @@
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
-use xen_sys::grant_table::{GNTMAP_host_map, GNTMAP_readonly, GnttabMapGrantRef, GnttabUnmapGrantRef};
+use xen_sys::grant_table::{GNTMAP_host_map, GNTMAP_readonly, GNTST_okay, GnttabMapGrantRef, GnttabUnmapGrantRef};
 use xen_sys::{DomId, GrantHandle, GrantRef};
 
 use super::{Access, GrantStatus, UNTRIED};
@@ -94,6 +95,40 @@ enum Slot {
     Stuck,
 }
 
+/// What goes into one hypercall, and what each entry is about. To fill in what is not in use would cost more than most batches are
+/// worth.
+struct Batch<T, O> {
+    entries: [MaybeUninit<T>; BATCH],
+    of: [MaybeUninit<O>; BATCH],
+    len: usize,
+}
+
+impl<T: Copy, O: Copy> Batch<T, O> {
+    #[inline]
+    const fn new() -> Self {
+        Self { entries: [const { MaybeUninit::uninit() }; BATCH], of: [const { MaybeUninit::uninit() }; BATCH], len: 0 }
+    }
+
+    /// Adds an entry, for which there is room; tells whether it was the last.
+    #[inline]
+    fn push(&mut self, entry: T, of: O) -> bool {
+        let at = self.len;
+        self.entries[at].write(entry);
+        self.of[at].write(of);
+        self.len = at + 1;
+        self.len == BATCH
+    }
+
+    /// Returns what was added, and begins anew.
+    #[inline]
+    fn take(&mut self) -> (&mut [T], &mut [O]) {
+        let len = core::mem::take(&mut self.len);
+        let (entries, of) = (&mut self.entries[..len], &mut self.of[..len]);
+        // SAFETY: `push` has filled in as many, and a value in a `MaybeUninit` is laid out as one outside.
+        unsafe { (&mut *(core::ptr::from_mut(entries) as *mut [T]), &mut *(core::ptr::from_mut(of) as *mut [O])) }
+    }
+}
+
 /// Address space into which grants of other domains are mapped, page by page. Dropping it unmaps them all.
 ///
 /// Mapping and unmapping take batches of any length; a hypercall does 32. Nothing is allocated after [`Window::new`].
@@ -174,29 +209,24 @@ impl<P: Platform> Window<P> {
         batch: impl IntoIterator<Item = (usize, MapRequest)>,
         mut outcome: impl FnMut(usize, Result<(), MapError>),
     ) {
-        let mut ops = [GnttabMapGrantRef::default(); BATCH];
-        // Index and slot of each operation.
-        let mut of = [(0, 0); BATCH];
-        let mut len = 0;
+        // With index and slot of each operation.
+        let mut ops = Batch::new();
         for (index, (slot, request)) in batch.into_iter().enumerate() {
             match self.slots.get_mut(slot) {
-                None => outcome(index, Err(MapError::NoSlot { slot })),
                 Some(state @ Slot::Empty) => {
                     *state = Slot::Claimed;
-                    ops[len] = self.map_op(slot, request);
-                    of[len] = (index, slot);
-                    len += 1;
+                    if ops.push(self.map_op(slot, request), (index, slot)) {
+                        self.map_chunk(ops.take(), &mut outcome);
+                    }
                 }
+                None => outcome(index, Err(MapError::NoSlot { slot })),
                 Some(_) => outcome(index, Err(MapError::Occupied { slot })),
             }
-            if len == BATCH {
-                self.map_chunk(&mut ops, &mut of, &mut outcome);
-                len = 0;
-            }
         }
-        self.map_chunk(&mut ops[..len], &mut of[..len], &mut outcome);
+        self.map_chunk(ops.take(), &mut outcome);
     }
 
+    #[inline]
     fn map_op(&self, slot: usize, request: MapRequest) -> GnttabMapGrantRef {
         let readonly = if request.access == Access::ReadOnly { GNTMAP_readonly } else { 0 };
         GnttabMapGrantRef {
@@ -209,19 +239,51 @@ impl<P: Platform> Window<P> {
         }
     }
 
-    /// Maps what fits into one hypercall, and what is being paged in once more.
+    /// Maps what fits into one hypercall.
+    #[inline]
     fn map_chunk(
+        &mut self,
+        (ops, of): (&mut [GnttabMapGrantRef], &mut [(usize, usize)]),
+        outcome: &mut impl FnMut(usize, Result<(), MapError>),
+    ) {
+        if ops.is_empty() {
+            return;
+        }
+        // SAFETY: the addresses are of slots that are ours and empty.
+        let called = unsafe { call::map_grant_ref(&self.platform, ops) };
+        let mut failed = false;
+        for (op, (index, slot)) in ops.iter().zip(&*of) {
+            // A handle exists if and only if the status says so, whatever the call as a whole says.
+            if op.status == GNTST_okay {
+                self.note_mapped(op, *slot);
+                outcome(*index, Ok(()));
+            } else {
+                failed = true;
+            }
+        }
+        if failed {
+            self.map_again(ops, of, called, outcome);
+        }
+    }
+
+    #[inline]
+    fn note_mapped(&mut self, op: &GnttabMapGrantRef, slot: usize) {
+        let access = if op.flags & GNTMAP_readonly != 0 { Access::ReadOnly } else { Access::ReadWrite };
+        self.slots[slot] = Slot::Mapped { handle: op.handle, access };
+    }
+
+    /// Deals with those of a call that were not mapped: tries those once more that are being paged in.
+    #[cold]
+    fn map_again(
         &mut self,
         mut ops: &mut [GnttabMapGrantRef],
         of: &mut [(usize, usize)],
-        outcome: &mut impl FnMut(usize, Result<(), MapError>),
+        mut called: Result<(), XenError>,
+        outcome: &mut dyn FnMut(usize, Result<(), MapError>),
     ) {
+        // Those that are mapped were told of after the first call.
+        let mut told = true;
         for left in (0..TRIES).rev() {
-            if ops.is_empty() {
-                return;
-            }
-            // SAFETY: the addresses are of slots that are ours and empty.
-            let called = unsafe { call::map_grant_ref(&self.platform, ops) };
             let mut again = 0;
             for at in 0..ops.len() {
                 let (op, (index, slot)) = (ops[at], of[at]);
@@ -233,20 +295,27 @@ impl<P: Platform> Window<P> {
                     continue;
                 }
                 let mapped = match (status.ok(), called) {
-                    // A handle exists if and only if the status says so, whatever the call as a whole says.
-                    (Ok(()), _) => Ok(()),
-                    (Err(GrantStatus(UNTRIED)), Err(error)) => Err(MapError::Xen(error)),
-                    (Err(status), _) => Err(MapError::Refused { gref: op.r#ref, status }),
+                    (Ok(()), _) if told => continue,
+                    (Ok(()), _) => {
+                        self.note_mapped(&op, slot);
+                        outcome(index, Ok(()));
+                        continue;
+                    }
+                    (Err(GrantStatus(UNTRIED)), Err(error)) => MapError::Xen(error),
+                    (Err(status), _) => MapError::Refused { gref: op.r#ref, status },
                 };
-                let access = if op.flags & GNTMAP_readonly != 0 { Access::ReadOnly } else { Access::ReadWrite };
-                self.slots[slot] = mapped.map_or(Slot::Empty, |()| Slot::Mapped { handle: op.handle, access });
-                outcome(index, mapped);
+                self.slots[slot] = Slot::Empty;
+                outcome(index, Err(mapped));
+            }
+            if again == 0 {
+                return;
             }
             ops = &mut ops[..again];
-            if again > 0 {
-                // The pager runs in another domain. Yielding can't fail, and nothing would follow from it.
-                let _ = sched::yield_now(&self.platform);
-            }
+            // The pager runs in another domain. Yielding can't fail, and nothing would follow from it.
+            let _ = sched::yield_now(&self.platform);
+            // SAFETY: as above.
+            called = unsafe { call::map_grant_ref(&self.platform, ops) };
+            told = false;
         }
     }
 
@@ -264,25 +333,16 @@ impl<P: Platform> Window<P> {
     /// [`UnmapError`] if Xen refuses some. The others are unmapped. Where the whole call was refused, the slots stay mapped
     /// and it may be tried again; else they are [stuck](Self::stuck).
     pub fn unmap_batch(&mut self, slots: impl IntoIterator<Item = usize>) -> Result<(), UnmapError> {
-        let mut ops = [GnttabUnmapGrantRef::default(); BATCH];
-        let mut of = [0; BATCH];
-        let (mut len, mut failed) = (0, 0);
+        let mut ops = Batch::new();
+        let mut failed = 0;
         for slot in slots {
             let Some(Slot::Mapped { handle, .. }) = self.slots.get(slot) else { continue };
-            ops[len] = GnttabUnmapGrantRef {
-                host_addr: self.host_addr(slot),
-                dev_bus_addr: 0,
-                handle: *handle,
-                status: UNTRIED,
-            };
-            of[len] = slot;
-            len += 1;
-            if len == BATCH {
-                failed += self.unmap_chunk(&mut ops, &of);
-                len = 0;
+            let (host_addr, handle) = (self.host_addr(slot), *handle);
+            if ops.push(GnttabUnmapGrantRef { host_addr, dev_bus_addr: 0, handle, status: UNTRIED }, slot) {
+                failed += self.unmap_chunk(ops.take());
             }
         }
-        failed += self.unmap_chunk(&mut ops[..len], &of[..len]);
+        failed += self.unmap_chunk(ops.take());
         if failed == 0 { Ok(()) } else { Err(UnmapError { failed }) }
     }
 
@@ -295,7 +355,7 @@ impl<P: Platform> Window<P> {
     }
 
     /// Unmaps what fits into one hypercall. Returns how many are still mapped, or may be.
-    fn unmap_chunk(&mut self, ops: &mut [GnttabUnmapGrantRef], of: &[usize]) -> usize {
+    fn unmap_chunk(&mut self, (ops, of): (&mut [GnttabUnmapGrantRef], &mut [usize])) -> usize {
         if ops.is_empty() {
             return 0;
         }
@@ -303,8 +363,12 @@ impl<P: Platform> Window<P> {
         let called = unsafe { call::unmap_grant_ref(&self.platform, ops) };
         let mut failed = 0;
         for (op, slot) in ops.iter().zip(of) {
+            if op.status == GNTST_okay {
+                self.slots[*slot] = Slot::Empty;
+                continue;
+            }
             match (GrantStatus(op.status).ok(), called) {
-                (Ok(()), _) => self.slots[*slot] = Slot::Empty,
+                (Ok(()), _) => {}
                 (Err(GrantStatus(UNTRIED)), Err(_)) => failed += 1,
                 (Err(_), _) => {
                     self.slots[*slot] = Slot::Stuck;

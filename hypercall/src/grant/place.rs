@@ -50,6 +50,12 @@ impl Place {
         self.frames
     }
 
+    /// Returns the address of the first frame as the hypervisor knows it; the others are behind it.
+    #[inline]
+    pub(super) const fn first(&self) -> NonNull<u8> {
+        self.region
+    }
+
     /// Returns the address of a frame as the hypervisor knows it.
     ///
     /// # Panics

@@ -331,9 +331,12 @@ impl<P: Platform> Inner<P> {
         if gref.0 >= self.entries.load(Acquire) {
             return None;
         }
-        let page = self.platform.mapped(self.place.va(gref.0 / PER_FRAME)).cast::<GrantEntryV1>();
-        // SAFETY: the frame is shown, holds `PER_FRAME` entries made of atomics, and is taken away only in `drop`.
-        Some(unsafe { page.add((gref.0 % PER_FRAME) as usize).as_ref() })
+        // SAFETY: the frame is shown, holds `PER_FRAME` entries made of atomics, and is taken away only in `drop`. Frames are side by
+        // side.
+        Some(unsafe {
+            let entry = self.place.first().cast::<GrantEntryV1>().add(gref.0 as usize);
+            self.platform.mapped(entry.cast()).cast().as_ref()
+        })
     }
 
     /// Ends the access by an entry, unless somebody maps it.
@@ -341,16 +344,35 @@ impl<P: Platform> Inner<P> {
     fn end(&self, gref: GrantRef) -> Result<(), StillMapped> {
         // Nobody has reserved it, or it can't be reached since a suspend.
         let Some(entry) = self.entry(gref) else { return Err(StillMapped { gref }) };
+        if Self::try_end(entry, &mut entry.flags.load(Relaxed)) { Ok(()) } else { Self::end_again(entry, gref) }
+    }
+
+    /// Ends the access by an entry that has these flags, or tells which it has.
+    #[inline(always)]
+    fn try_end(entry: &GrantEntryV1, flags: &mut u16) -> bool {
+        if *flags & (GTF_reading | GTF_writing) != 0 {
+            return false;
+        }
+        // One step for look and change: a peer that maps between the two would else keep its mapping of a page that we
+        // take for our own again. Acquire and release: what the peer's accesses did is before, and our reuse after.
+        match entry.flags.compare_exchange(*flags, GTF_invalid, AcqRel, Relaxed) {
+            Ok(_) => true,
+            Err(now) => {
+                *flags = now;
+                false
+            }
+        }
+    }
+
+    #[cold]
+    fn end_again(entry: &GrantEntryV1, gref: GrantRef) -> Result<(), StillMapped> {
         let mut flags = entry.flags.load(Relaxed);
-        for _ in 0..END_TRIES {
+        for _ in 1..END_TRIES {
+            if Self::try_end(entry, &mut flags) {
+                return Ok(());
+            }
             if flags & (GTF_reading | GTF_writing) != 0 {
                 break;
-            }
-            // One step for look and change: a peer that maps between the two would else keep its mapping of a page that we
-            // take for our own again. Acquire and release: what the peer's accesses did is before, and our reuse after.
-            match entry.flags.compare_exchange(flags, GTF_invalid, AcqRel, Relaxed) {
-                Ok(_) => return Ok(()),
-                Err(now) => flags = now,
             }
         }
         Err(StillMapped { gref })

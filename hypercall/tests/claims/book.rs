@@ -100,6 +100,26 @@ fn what_is_mapped_stays_and_the_rest_is_free_at_once() {
 }
 
 #[test]
+fn what_places_keep_is_there_for_others() {
+    let (fake, _table, mut book) = book(3, 4);
+    for place in 0..3 {
+        lend(&fake, &mut book, place, 1);
+    }
+    for place in 0..3 {
+        assert!(book.recall(place).unwrap().is_some());
+    }
+    // One is on the list, one is this place's own, and two are those of the others.
+    let mut refs = lend(&fake, &mut book, 1, 4);
+    refs.sort_unstable();
+    refs.dedup();
+    assert_eq!((refs.len(), book.free()), (4, 0));
+    assert!(book.lend(0, Access::ReadOnly, 1, pages(&fake, 1), |_, _| panic!("shared")).is_err());
+    assert!(book.recall(1).unwrap().is_some());
+    assert_eq!(lend(&fake, &mut book, 0, 3).len(), 3);
+    assert_eq!(lend(&fake, &mut book, 2, 1).len(), 1);
+}
+
+#[test]
 #[cfg_attr(miri, ignore = "what is held for ever is a leak")]
 fn book_that_ends_holds_what_is_mapped_and_gives_the_rest_back() {
     for count in [2, 40, 64, 65] {

@@ -499,7 +499,10 @@ unsafe impl Platform for Fake {
 
     fn mapped(&self, va: NonNull<u8>) -> NonNull<u8> {
         let state = self.state();
-        let mapped = state.mappings.get(&va.as_ptr().addr()).copied().unwrap_or(va);
+        let offset = va.as_ptr().addr() % PAGE;
+        let page = state.mappings.get(&(va.as_ptr().addr() - offset)).copied();
+        // SAFETY: the offset lies inside the page.
+        let mapped = page.map_or(va, |page| unsafe { page.add(offset) });
         // Asked for each entry of a table: what is mostly in vain is to cost little under Miri.
         let interrupted = matches!(state.interrupts, Interrupts::Handler(_));
         drop(state);

@@ -1,4 +1,4 @@
-//! The counts that ours may not exceed, in `baseline.txt`: a line for each case, `shape batch instructions rival`.
+//! The counts that ours may not exceed, in `baseline-*.txt`: a line for each case, `shape batch instructions rival`.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -11,21 +11,25 @@ use crate::count::Count;
 /// Above this share of the baseline a count has risen.
 const TOLERANCE: f64 = 1.02;
 
-const HEADING: &str = "\
-# Instructions a request of our rings, both ends, on the toolchain of rust-toolchain.toml. Checked by `xenlab bench ring --check`,
-# which fails where one has risen by more than 2 %; written by `xenlab bench ring --write-baseline`.
-";
-
-/// Returns where the baseline stands.
-pub fn path() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("baseline.txt")
+/// Counts that are kept in a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Baseline {
+    /// The command: `xenlab bench …`.
+    pub command: &'static str,
+    /// What is counted.
+    pub what: &'static str,
 }
+
+/// Those of the rings.
+pub const RING: Baseline = Baseline { command: "ring", what: "our rings, both ends" };
+/// Those of the two ends of a disk.
+pub const BLOCK: Baseline = Baseline { command: "block", what: "the two ends of a disk, as for a kernel" };
 
 fn parse(text: &str) -> Result<Vec<Count>> {
     let mut counts = Vec::new();
     for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
         let mut words = line.splitn(4, ' ');
-        let mut word = || words.next().with_context(|| format!("baseline.txt: {line}"));
+        let mut word = || words.next().with_context(|| format!("a baseline: {line}"));
         let (shape, batch, instructions, rival) = (word()?, word()?, word()?, word()?);
         counts.push(Count {
             shape: shape.into(),
@@ -57,31 +61,43 @@ fn compare(baseline: &[Count], counts: &[Count]) -> (Vec<String>, Vec<String>) {
     (risen, fallen)
 }
 
-/// Checks counts against the baseline; says what has fallen.
-///
-/// # Errors
-/// A count has risen by more than 2 %, or is missing.
-pub fn check(counts: &[Count]) -> Result<Vec<String>> {
-    let path = path();
-    let baseline = parse(&fs::read_to_string(&path).with_context(|| path.display().to_string())?)?;
-    let (risen, fallen) = compare(&baseline, counts);
-    if baseline.is_empty() || !risen.is_empty() {
-        bail!("more instructions than before:\n{}", risen.join("\n"));
+impl Baseline {
+    /// Returns where the baseline stands.
+    pub fn path(self) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("baseline-{}.txt", self.command))
     }
-    Ok(fallen)
-}
 
-/// Writes the counts of ours as the baseline.
-///
-/// # Errors
-/// The file can't be written.
-pub fn write(counts: &[Count]) -> Result<()> {
-    let mut text = String::from(HEADING);
-    for count in counts.iter().filter(|count| count.rival.starts_with("ours")) {
-        writeln!(text, "{} {} {:.1} {}", count.shape, count.batch, count.instructions, count.rival)?;
+    /// Checks counts against the baseline; says what has fallen.
+    ///
+    /// # Errors
+    /// A count has risen by more than 2 %, or is missing.
+    pub fn check(self, counts: &[Count]) -> Result<Vec<String>> {
+        let path = self.path();
+        let baseline = parse(&fs::read_to_string(&path).with_context(|| path.display().to_string())?)?;
+        let (risen, fallen) = compare(&baseline, counts);
+        if baseline.is_empty() || !risen.is_empty() {
+            bail!("more instructions than before:\n{}", risen.join("\n"));
+        }
+        Ok(fallen)
     }
-    fs::write(path(), text)?;
-    Ok(())
+
+    /// Writes the counts of ours as the baseline.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn write<'a>(self, counts: impl IntoIterator<Item = &'a Count>) -> Result<()> {
+        let Self { command, what } = self;
+        let mut text = format!(
+            "# Instructions a request of {what}, on the toolchain of rust-toolchain.toml.\n\
+             # Checked by `xenlab bench {command} --check`, which fails where one has risen by more than 2 %; written by\n\
+             # `xenlab bench {command} --write-baseline`.\n"
+        );
+        for count in counts {
+            writeln!(text, "{} {} {:.1} {}", count.shape, count.batch, count.instructions, count.rival)?;
+        }
+        fs::write(self.path(), text)?;
+        Ok(())
+    }
 }
 
 /// Tells whether what can't be measured here is a failure: `XEN_BENCH_REQUIRED` is set.
@@ -115,8 +131,10 @@ mod tests {
     }
 
     #[test]
-    fn the_baseline_that_is_kept_can_be_read_and_has_each_case_twice() {
-        let kept = parse(&fs::read_to_string(path()).unwrap()).unwrap();
-        assert_eq!(kept.len(), 2 * 4 * 3);
+    fn the_baselines_that_are_kept_can_be_read_and_have_all_cases() {
+        for (baseline, cases) in [(RING, 2 * 4 * 3), (BLOCK, 2 * 4 * 3)] {
+            let kept = parse(&fs::read_to_string(baseline.path()).unwrap()).unwrap();
+            assert_eq!(kept.len(), cases, "{}", baseline.command);
+        }
     }
 }

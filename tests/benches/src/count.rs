@@ -59,14 +59,33 @@ pub fn missing() -> Option<String> {
     }
 }
 
+/// One case that was counted, with the words behind it.
+#[derive(Clone, Debug)]
+pub struct Counted {
+    /// What was counted.
+    pub count: Count,
+    /// What else the case has told: numbers a request.
+    pub rest: Vec<f64>,
+}
+
 /// Counts all cases: this program is run with `arguments`, by which it is to call [`cases`].
 ///
 /// # Errors
 /// It can't be run, or callgrind tells something else than one number a case.
 pub fn count(arguments: &[&OsStr]) -> Result<Vec<Count>> {
+    let options = ["--toggle-collect=xenlab_measured", "--dump-after=xenlab_measured"];
+    Ok(under_valgrind(&options, arguments)?.into_iter().map(|counted| counted.count).collect())
+}
+
+/// Runs this program under callgrind, and reads what it dumps: one file for each line that it prints. A line has a name, a shape, a
+/// batch, and how many requests there were, or [`REQUESTS`]; numbers may follow.
+///
+/// # Errors
+/// As [`count`].
+pub(crate) fn under_valgrind(options: &[&str], arguments: &[&OsStr]) -> Result<Vec<Counted>> {
     let folder = tempfile::tempdir()?;
     let mut valgrind = Command::new("valgrind");
-    valgrind.args(["--quiet", "--tool=callgrind", "--toggle-collect=xenlab_measured", "--dump-after=xenlab_measured"]);
+    valgrind.args(["--quiet", "--tool=callgrind"]).args(options);
     let mut file = std::ffi::OsString::from("--callgrind-out-file=");
     file.push(folder.path().join("out"));
     valgrind.arg(file).arg(env::current_exe()?).args(arguments);
@@ -76,14 +95,21 @@ pub fn count(arguments: &[&OsStr]) -> Result<Vec<Count>> {
     let cases = String::from_utf8(output.stdout)?;
     let mut counts = Vec::new();
     for (index, case) in cases.lines().enumerate() {
-        let [rival, shape, batch] = case.split('\t').collect::<Vec<_>>()[..] else { bail!("no case: {case}") };
+        let words: Vec<_> = case.split('\t').collect();
+        let [rival, shape, batch, rest @ ..] = &words[..] else { bail!("no case: {case}") };
+        let (requests, rest) = match rest {
+            [requests, rest @ ..] => (requests.parse()?, rest),
+            [] => (REQUESTS as f64, rest),
+        };
         let dump =
             fs::read_to_string(folder.path().join(format!("out.{}", index + 1))).context("a case wasn't counted")?;
         let total = dump.lines().find_map(|line| line.strip_prefix("totals: ").or(line.strip_prefix("summary: ")));
-        let total: u64 = total.context("callgrind tells no total")?.trim().parse()?;
-        ensure!(total > REQUESTS, "callgrind has counted {total} instructions for {case}");
-        let instructions = total as f64 / REQUESTS as f64;
-        counts.push(Count { rival: rival.into(), shape: shape.into(), batch: batch.parse()?, instructions });
+        let total: f64 = total.context("callgrind tells no total")?.trim().parse()?;
+        ensure!(total > requests, "callgrind has counted {total} instructions for {case}");
+        let rest: Result<Vec<f64>, _> = rest.iter().map(|number| number.parse().map(|n: f64| n / requests)).collect();
+        let (rival, shape) = ((*rival).into(), (*shape).into());
+        let count = Count { rival, shape, batch: batch.parse()?, instructions: total / requests };
+        counts.push(Counted { count, rest: rest? });
     }
     ensure!(!counts.is_empty(), "nothing was counted");
     Ok(counts)

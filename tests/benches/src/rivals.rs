@@ -90,7 +90,7 @@ fn compile_c(compiler: &str, flags: &[&str], to: &Path) -> Result<()> {
 }
 
 /// Compiles this package for the bare target, and links it so that a program of the host can load it.
-fn compile_bare(to: &Path) -> Result<()> {
+pub(crate) fn compile_bare(to: &Path) -> Result<()> {
     let workspace = package().ancestors().nth(2).context("the package stands in a workspace")?;
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     let target = workspace.join(target).join("benches");
@@ -117,6 +117,9 @@ fn compile_bare(to: &Path) -> Result<()> {
         for function in ["state_size", "open", "run", "front", "back"] {
             link.arg(format!("-Wl,-u,{shape}_{function}"));
         }
+    }
+    for function in ["open", "submit", "serve", "complete", "copy", "counted"] {
+        link.arg(format!("-Wl,-u,block_{function}"));
     }
     run(link.arg("-o").arg(to).arg(target.join("x86_64-unknown-none/kernel/libbenches.a")))
 }

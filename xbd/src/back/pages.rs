@@ -13,7 +13,6 @@
 
 use alloc::boxed::Box;
 use alloc::vec;
-use core::ops::Range;
 
 use hypercall::grant::{Access, MapRequest, Window};
 use hypercall::mem::{OutOfMemory, Shared};
@@ -21,6 +20,7 @@ use hypercall::{DomId, GrantRef, Platform};
 
 use super::config::{Counters, MAX_KEPT};
 use super::store::Chain;
+use crate::SECTOR;
 
 /// No page.
 pub(super) const NONE: u16 = u16::MAX;
@@ -53,26 +53,38 @@ impl List {
 
 #[derive(Clone, Copy)]
 struct Page {
-    /// Whose page it is, and which bytes of it belong to the request.
+    /// Whose page it is, and which sectors of it belong to the request, both included.
     gref: GrantRef,
-    offset: u16,
-    len: u16,
-    /// Next page of the same request.
+    first: u8,
+    last: u8,
+    /// Next page of the same request, or of those that are free, or over.
     next: u16,
-    /// Next page of the list that it is on. Of those that are idle, the one that was used after it.
+    /// Next page of those that are to be mapped. Of those that are idle, the one that was used after it.
     link: u16,
     /// The page that was idle before it.
     before: u16,
     /// Next page in the same bucket, of those that are kept.
     bucket: u16,
-    access: Access,
-    /// It stays mapped when its request is over.
-    kept: bool,
+    hold: Hold,
     /// It belongs to a request.
     busy: bool,
     /// When its last request was over, of those that are kept.
     used_ns: u64,
 }
+
+/// How a page is mapped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    /// For the time of a request, which reads from it.
+    ReadOnly,
+    /// For the time of a request.
+    ReadWrite,
+    /// It stays mapped when its request is over; for both directions, as io/blkif.h wants it.
+    Kept,
+}
+
+/// There are thousands of them.
+const _: () = assert!(size_of::<Page>() == 24);
 
 /// A window of a front end's pages.
 pub(super) struct Pages<P: Platform> {
@@ -82,9 +94,9 @@ pub(super) struct Pages<P: Platform> {
     /// First free page, and how many there are.
     free: u16,
     free_count: usize,
-    /// To be mapped by the next [`map`](Self::map).
+    /// Those that are to be mapped by the next [`map`](Self::map).
     new: List,
-    /// To be unmapped by the next [`unmap`](Self::unmap).
+    /// Those that are to be unmapped by the next [`unmap`](Self::unmap).
     over: List,
     /// Kept mapped and not in use, the one that was not used for longest first.
     idle: List,
@@ -108,22 +120,21 @@ impl<P: Platform> Pages<P> {
         let window = Window::new(platform, count)?;
         let page = Page {
             gref: GrantRef(0),
-            offset: 0,
-            len: 0,
+            first: 0,
+            last: 0,
             next: NONE,
             link: NONE,
             before: NONE,
             bucket: NONE,
-            access: Access::ReadOnly,
-            kept: false,
+            hold: Hold::ReadOnly,
             busy: false,
             used_ns: 0,
         };
         let mut pages = vec![page; count];
         for (index, page) in pages.iter_mut().enumerate().take(count - 1) {
-            page.link = index as u16 + 1;
+            page.next = index as u16 + 1;
         }
-        let buckets = if max_kept == 0 { 0 } else { (2 * max_kept).next_power_of_two() };
+        let buckets = if max_kept == 0 { 0 } else { max_kept.next_power_of_two() };
         Ok(Self {
             window,
             peer,
@@ -164,23 +175,33 @@ impl<P: Platform> Pages<P> {
         counters.lost += self.lost;
     }
 
-    /// Adds a page, of which that part belongs to the request, to those of a request; it may have to be [mapped](Self::map). Returns `false` if there is no free one.
+    /// Adds a page, of which those sectors belong to the request, to those of a request; it may have to be [mapped](Self::map). Returns
+    /// `false` if there is no free one.
+    #[inline(always)]
     #[must_use = "without a free page nothing was added"]
-    pub(super) fn add(&mut self, request: &mut List, gref: GrantRef, part: Range<usize>, access: Access) -> bool {
-        let Some(index) = self.find_or_claim(gref, access) else { return false };
+    pub(super) fn add_here(&mut self, request: &mut List, gref: GrantRef, sectors: (u8, u8), access: Access) -> bool {
+        let found = if self.keeps() { self.find_or_keep(gref, access) } else { self.claim(gref, hold_of(access)) };
+        let Some(index) = found else { return false };
         let page = &mut self.pages[usize::from(index)];
-        (page.offset, page.len) = (part.start as u16, part.len() as u16);
+        (page.first, page.last) = sectors;
         (page.next, page.busy) = (NONE, true);
-        if let Some(before) = request.append(index) {
-            self.pages[usize::from(before)].next = index;
+        let before = core::mem::replace(&mut request.last, index);
+        match self.pages.get_mut(usize::from(before)) {
+            Some(before) => before.next = index,
+            None => request.first = index,
         }
         true
     }
 
-    fn find_or_claim(&mut self, gref: GrantRef, access: Access) -> Option<u16> {
-        if !self.keeps() {
-            return self.claim(gref, access, false);
-        }
+    /// The same, where it is not worth a copy of it.
+    #[inline(never)]
+    #[must_use = "without a free page nothing was added"]
+    pub(super) fn add(&mut self, request: &mut List, gref: GrantRef, sectors: (u8, u8), access: Access) -> bool {
+        self.add_here(request, gref, sectors, access)
+    }
+
+    #[inline(never)]
+    fn find_or_keep(&mut self, gref: GrantRef, access: Access) -> Option<u16> {
         match self.find(gref) {
             Some(index) if !self.pages[usize::from(index)].busy => {
                 self.unlink_idle(index);
@@ -188,11 +209,10 @@ impl<P: Platform> Pages<P> {
                 Some(index)
             }
             // Another request uses it: mapped once more, for this time.
-            Some(_) => self.claim(gref, access, false),
+            Some(_) => self.claim(gref, hold_of(access)),
             None => {
                 let keep = self.kept < self.max_kept || self.evict();
-                // io/blkif.h: what is kept is used in both directions.
-                let index = self.claim(gref, if keep { Access::ReadWrite } else { access }, keep)?;
+                let index = self.claim(gref, if keep { Hold::Kept } else { hold_of(access) })?;
                 if keep {
                     self.kept += 1;
                     let bucket = self.bucket(gref);
@@ -205,29 +225,45 @@ impl<P: Platform> Pages<P> {
     }
 
     /// Takes a free page, to be mapped.
-    fn claim(&mut self, gref: GrantRef, access: Access, kept: bool) -> Option<u16> {
+    #[inline(always)]
+    fn claim(&mut self, gref: GrantRef, hold: Hold) -> Option<u16> {
         let index = self.free;
         let page = self.pages.get_mut(usize::from(index))?;
-        self.free = page.link;
+        self.free = page.next;
         self.free_count -= 1;
-        (page.gref, page.access, page.kept, page.link) = (gref, access, kept, NONE);
-        if let Some(before) = self.new.append(index) {
-            self.pages[usize::from(before)].link = index;
+        (page.gref, page.hold, page.link) = (gref, hold, NONE);
+        let before = core::mem::replace(&mut self.new.last, index);
+        match self.pages.get_mut(usize::from(before)) {
+            Some(before) => before.link = index,
+            None => self.new.first = index,
         }
         Some(index)
     }
 
-    /// Maps all that was added and is not mapped yet. What can't be mapped is found by [`are_mapped`](Self::are_mapped).
-    pub(super) fn map(&mut self) {
-        let Self { window, pages, new, peer, .. } = self;
-        let mut next = new.first;
+    /// Maps all that was added and is not mapped yet; tells whether all of it could be. [`are_mapped`](Self::are_mapped) finds what
+    /// couldn't.
+    pub(super) fn map(&mut self) -> bool {
+        let Self { window, pages, peer, .. } = self;
+        let mut next = core::mem::replace(&mut self.new, List::EMPTY).first;
+        if next == NONE {
+            return true;
+        }
+        let (mut mapped, mut all) = (0, true);
         let batch = core::iter::from_fn(|| {
             let (slot, page) = (usize::from(next), pages.get(usize::from(next))?);
             next = page.link;
-            Some((slot, MapRequest { gref: page.gref, peer: *peer, access: page.access }))
+            Some((slot, page))
         });
-        window.map_batch(batch, |_, outcome| self.mapped += u64::from(outcome.is_ok()));
-        self.new = List::EMPTY;
+        let batch = batch.map(|(slot, page)| {
+            let access = if page.hold == Hold::ReadOnly { Access::ReadOnly } else { Access::ReadWrite };
+            (slot, MapRequest { gref: page.gref, peer: *peer, access })
+        });
+        window.map_batch(batch, |_, outcome| {
+            mapped += u64::from(outcome.is_ok());
+            all &= outcome.is_ok();
+        });
+        self.mapped += mapped;
+        all
     }
 
     /// Returns the mark at which [`forget`](Self::forget) goes back.
@@ -255,9 +291,18 @@ impl<P: Platform> Pages<P> {
         true
     }
 
-    /// Takes the pages of a request that is over, from `first` on.
-    pub(super) fn release(&mut self, first: u16, now_ns: u64) {
-        let mut next = first;
+    /// Takes the pages of a request that is over; `all` of them may be known to be mapped.
+    #[inline]
+    pub(super) fn release(&mut self, request: List, all: bool, now_ns: u64) {
+        if all && !self.keeps() {
+            self.end(request);
+        } else {
+            self.release_each(request, now_ns);
+        }
+    }
+
+    fn release_each(&mut self, request: List, now_ns: u64) {
+        let mut next = request.first;
         while let Some(page) = self.pages.get_mut(usize::from(next)) {
             let index = next;
             next = page.next;
@@ -266,36 +311,50 @@ impl<P: Platform> Pages<P> {
             if !mapped {
                 self.give_up(index);
                 self.give_back(index);
-            } else if page.kept {
+            } else if page.hold == Hold::Kept {
                 page.used_ns = now_ns;
                 self.link_idle(index);
             } else {
-                self.end(index);
+                self.end_one(index);
             }
         }
     }
 
     /// Unmaps all that is over.
     pub(super) fn unmap(&mut self) {
-        if self.over.is_empty() {
+        let List { first, last } = core::mem::replace(&mut self.over, List::EMPTY);
+        if first == NONE {
             return;
         }
-        let Self { window, pages, over, .. } = self;
-        let mut next = over.first;
-        let _ = window.unmap_batch(core::iter::from_fn(|| {
+        let Self { window, pages, .. } = self;
+        let (mut next, mut count) = (first, 0);
+        let unmapped = window.unmap_batch(core::iter::from_fn(|| {
             let (slot, page) = (usize::from(next), pages.get(usize::from(next))?);
-            next = page.link;
+            next = page.next;
+            count += 1;
             Some(slot)
         }));
-        let mut next = core::mem::replace(&mut self.over, List::EMPTY).first;
+        match unmapped {
+            Ok(()) => {
+                self.pages[usize::from(last)].next = core::mem::replace(&mut self.free, first);
+                self.free_count += count;
+            }
+            Err(_) => self.look_at_unmapped(first),
+        }
+    }
+
+    /// Takes what could be unmapped, from `first` on.
+    #[cold]
+    fn look_at_unmapped(&mut self, first: u16) {
+        let mut next = first;
         while let Some(page) = self.pages.get(usize::from(next)) {
             let index = next;
-            next = page.link;
+            next = page.next;
             if self.window.is_empty(usize::from(index)) {
                 self.give_back(index);
             } else if self.window.is_mapped(usize::from(index)) {
                 // The whole call was refused: next time.
-                self.end(index);
+                self.end_one(index);
             } else {
                 self.lost += 1;
             }
@@ -346,21 +405,30 @@ impl<P: Platform> Pages<P> {
         let index = self.idle.first;
         self.unlink_idle(index);
         self.give_up(index);
-        self.end(index);
+        self.end_one(index);
     }
 
-    /// Puts a page on the list of what is to be unmapped.
-    fn end(&mut self, index: u16) {
-        self.pages[usize::from(index)].link = NONE;
-        if let Some(before) = self.over.append(index) {
-            self.pages[usize::from(before)].link = index;
+    /// Puts pages on the list of what is to be unmapped.
+    #[inline]
+    fn end(&mut self, list: List) {
+        if list.is_empty() {
+            return;
         }
+        let before = core::mem::replace(&mut self.over.last, list.last);
+        match self.pages.get_mut(usize::from(before)) {
+            Some(before) => before.next = list.first,
+            None => self.over.first = list.first,
+        }
+    }
+
+    fn end_one(&mut self, index: u16) {
+        self.pages[usize::from(index)].next = NONE;
+        self.end(List { first: index, last: index });
     }
 
     /// Puts an unmapped page on the list of free ones.
     fn give_back(&mut self, index: u16) {
-        self.pages[usize::from(index)].link = self.free;
-        self.free = index;
+        self.pages[usize::from(index)].next = core::mem::replace(&mut self.free, index);
         self.free_count += 1;
     }
 
@@ -402,8 +470,8 @@ impl<P: Platform> Pages<P> {
 
     /// A page is not kept any longer, if it was.
     fn give_up(&mut self, index: u16) {
-        let Page { kept: true, bucket: after, gref, .. } = self.pages[usize::from(index)] else { return };
-        self.pages[usize::from(index)].kept = false;
+        let Page { hold: Hold::Kept, bucket: after, gref, .. } = self.pages[usize::from(index)] else { return };
+        self.pages[usize::from(index)].hold = Hold::ReadWrite;
         self.kept -= 1;
         let bucket = self.bucket(gref);
         if self.buckets[bucket] == index {
@@ -423,8 +491,17 @@ impl<P: Platform> Pages<P> {
 
 impl<P: Platform> Chain for Pages<P> {
     fn part(&self, page: u16) -> Option<(Shared<'_>, u16)> {
-        let Page { offset, len, next, .. } = *self.pages.get(usize::from(page))?;
+        let Page { first, last, next, .. } = *self.pages.get(usize::from(page))?;
         let view = self.window.view(usize::from(page))?;
-        Some((view.slice(offset.into(), len.into()), next))
+        let (from, to) = (usize::from(first) * SECTOR, (usize::from(last) + 1) * SECTOR);
+        Some((view.slice(from, to - from), next))
+    }
+}
+
+#[inline]
+const fn hold_of(access: Access) -> Hold {
+    match access {
+        Access::ReadOnly => Hold::ReadOnly,
+        Access::ReadWrite => Hold::ReadWrite,
     }
 }

@@ -21,18 +21,19 @@ use super::BackError;
 use super::config::{Config, Counters};
 use super::pages::{List, Pages};
 use super::ring::Ring;
-use super::slot::{Slot, pop, push, step};
+use super::slot::{Slot, push, step};
 use super::store::{Parts, Started, Store, StoreFault, Token, Work};
 use crate::features::{self, Abi, Disk};
-use crate::protocol::{Answer, Data, Operation, Request, Segment, Status};
+use crate::protocol::{Answer, Data, Direct, Operation, Request, Segment, Status};
 use crate::{SECTOR, SEGMENTS_PER_PAGE};
+
+/// First and last sector of a page.
+const WHOLE: (u8, u8) = (0, (PAGE_SIZE / SECTOR - 1) as u8);
 
 /// How the taking of requests has ended.
 enum Taken {
-    /// There are none any more.
+    /// There are none any more, or enough were taken for one call.
     All,
-    /// There are more, but enough were taken for one call.
-    Enough,
     /// The next has to wait.
     Blocked,
 }
@@ -55,6 +56,8 @@ pub struct Queue<D: Domain, S: Store> {
     busy: u32,
     /// Pages that were promised to requests whose segments are not read yet.
     promised: usize,
+    /// There is such a one among those that are taken.
+    folded: bool,
     /// Taken from the ring, and has to wait.
     held: Option<Request>,
     /// A barrier is under way: nothing overtakes it.
@@ -107,6 +110,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
             finished: List::EMPTY,
             busy: 0,
             promised: 0,
+            folded: false,
             held: None,
             barrier: false,
             disk,
@@ -205,13 +209,18 @@ impl<D: Domain, S: Store> Queue<D, S> {
     }
 
     fn publish(&mut self) {
-        if self.ring.publish() == Notify::Yes {
+        let notify = self.ring.publish();
+        self.tell(notify);
+    }
+
+    fn tell(&mut self, notify: Notify) {
+        if notify == Notify::Yes {
             self.counters.notifications += 1;
             self.channel.notify();
         }
     }
 
-    /// Takes a ring's worth of requests at most; tells whether there are more.
+    /// Takes a ring's worth of requests at most, and answers what is over at once; tells whether there are more.
     fn take_all(&mut self) -> Result<bool, RingError> {
         let mut budget = self.ring.size();
         loop {
@@ -219,8 +228,14 @@ impl<D: Domain, S: Store> Queue<D, S> {
             let any = !self.taken.is_empty();
             self.begin();
             match taken? {
-                Taken::All => return Ok(false),
-                Taken::Enough => return Ok(true),
+                Taken::All => {
+                    self.settle();
+                    let (notify, more) = self.ring.publish_and_arm();
+                    self.tell(notify);
+                    if !more? || budget == 0 {
+                        return more;
+                    }
+                }
                 // What it waits for may be over already. If not, the store's completion brings us back.
                 Taken::Blocked if any => {}
                 Taken::Blocked => return Ok(false),
@@ -229,42 +244,83 @@ impl<D: Domain, S: Store> Queue<D, S> {
     }
 
     fn take(&mut self, budget: &mut u32) -> Result<Taken, RingError> {
-        if let Some(request) = self.held.take()
-            && !self.admit(&request)
-        {
-            self.held = Some(request);
+        if self.held.is_some() && !self.take_held() {
             return Ok(Taken::Blocked);
         }
         loop {
             if self.barrier {
                 return Ok(Taken::Blocked);
             }
-            if *budget == 0 {
-                return Ok(if self.ring.arm()? { Taken::Enough } else { Taken::All });
-            }
-            let Some(parsed) = self.ring.pop()? else {
-                if self.ring.arm()? {
-                    continue;
-                }
+            if *budget == 0 || !self.ring.pop()? {
                 return Ok(Taken::All);
-            };
+            }
             *budget -= 1;
             self.counters.requests += 1;
-            let request = match parsed {
-                Ok(request) => request,
-                Err(malformed) => {
-                    self.refuse(malformed.id, malformed.operation, malformed.status());
-                    continue;
-                }
-            };
-            if let Err(status) = self.check(&request) {
-                self.refuse(request.id, request.operation.wire(), status);
-            } else if !self.admit(&request) {
-                self.counters.waits += 1;
-                self.held = Some(request);
+            if !self.take_direct() && !self.take_other() {
                 return Ok(Taken::Blocked);
             }
         }
+    }
+
+    /// Takes the request that had to wait; `false` if it still has to.
+    #[cold]
+    fn take_held(&mut self) -> bool {
+        let Some(request) = self.held.take() else { return true };
+        let admitted = self.admit(&request);
+        if !admitted {
+            self.held = Some(request);
+        }
+        admitted
+    }
+
+    /// Takes the request if it is as most are: a read or write, by segments that are in it, and against which nothing can be said.
+    #[inline]
+    fn take_direct(&mut self) -> bool {
+        let Some(Direct { id, write, sector, segments }) = self.ring.direct() else { return false };
+        let mut sectors = 0;
+        for segment in segments {
+            let Some(segment) = Segment::new(segment.gref, segment.first_sect, segment.last_sect) else { return false };
+            sectors += segment.sectors();
+        }
+        let index = self.free;
+        let fits = self.room() >= segments.len() && self.has(sector, sectors) && !(write && self.disk.read_only);
+        // The ring lets no more requests in than there are slots.
+        let Some(slot) = self.slots.get_mut(usize::from(index)).filter(|_| fits) else { return false };
+        self.free = slot.link;
+        let operation = if write { Operation::Write } else { Operation::Read };
+        let mut pages = List::EMPTY;
+        for segment in segments {
+            let part = (segment.first_sect, segment.last_sect);
+            let _ = self.pages.add_here(&mut pages, segment.gref, part, access(operation));
+        }
+        let data = pages.first;
+        *slot = Slot { id, operation, sector, sectors, pages, data, steps: step::WORK, ..Slot::FREE };
+        self.counters.segments += segments.len() as u64;
+        self.busy += 1;
+        push(&mut self.slots, &mut self.taken, index);
+        true
+    }
+
+    /// Takes any other request; `false` if it has to wait for what is before it.
+    #[cold]
+    fn take_other(&mut self) -> bool {
+        let request = match self.ring.parse() {
+            Ok(request) => request,
+            Err(malformed) => {
+                self.refuse(malformed.id, malformed.operation, malformed.status());
+                return true;
+            }
+        };
+        if let Err(status) = self.check(&request) {
+            self.refuse(request.id, request.operation.wire(), status);
+            return true;
+        }
+        let admitted = self.admit(&request);
+        if !admitted {
+            self.counters.waits += 1;
+            self.held = Some(request);
+        }
+        admitted
     }
 
     /// Answers a request that goes no further.
@@ -358,7 +414,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
             }
             Data::Direct(segments) => {
                 for segment in segments.as_slice() {
-                    let _ = self.pages.add(&mut slot.pages, segment.gref(), part(*segment), access);
+                    let _ = self.pages.add(&mut slot.pages, segment.gref(), segment.part(), access);
                     slot.sectors += segment.sectors();
                 }
                 slot.data = slot.pages.first;
@@ -366,10 +422,11 @@ impl<D: Domain, S: Store> Queue<D, S> {
             }
             Data::Indirect(pages) => {
                 for gref in pages.grefs() {
-                    let _ = self.pages.add(&mut slot.pages, *gref, 0..PAGE_SIZE, Access::ReadOnly);
+                    let _ = self.pages.add(&mut slot.pages, *gref, WHOLE, Access::ReadOnly);
                 }
                 slot.indirect = pages.segments();
                 self.promised += usize::from(slot.indirect);
+                self.folded = true;
                 self.counters.indirect += 1;
             }
         }
@@ -397,23 +454,15 @@ impl<D: Domain, S: Store> Queue<D, S> {
         if self.taken.is_empty() {
             return;
         }
-        self.pages.map();
-        let mut next = self.taken.first;
-        let mut any = false;
-        while let Some(slot) = self.slots.get(usize::from(next)) {
+        let mut all = self.pages.map();
+        if core::mem::take(&mut self.folded) {
+            all &= self.unfold_all();
+        }
+        let mut next = core::mem::replace(&mut self.taken, List::EMPTY).first;
+        while let Some(slot) = self.slots.get_mut(usize::from(next)) {
             let index = next;
             next = slot.link;
-            if slot.indirect > 0 {
-                self.unfold(index);
-                any = true;
-            }
-        }
-        if any {
-            self.pages.map();
-        }
-        while let Some(index) = pop(&self.slots, &mut self.taken) {
-            let slot = &mut self.slots[usize::from(index)];
-            if slot.status == Status::Okay && !self.pages.are_mapped(slot.pages.first) {
+            if !all && slot.status == Status::Okay && !self.pages.are_mapped(slot.pages.first) {
                 self.counters.unmappable += 1;
                 slot.status = Status::Error;
             }
@@ -423,6 +472,20 @@ impl<D: Domain, S: Store> Queue<D, S> {
                 self.finish(index);
             }
         }
+    }
+
+    /// Maps the pages of the indirect requests that were taken; tells whether all could be.
+    #[cold]
+    fn unfold_all(&mut self) -> bool {
+        let mut next = self.taken.first;
+        while let Some(slot) = self.slots.get(usize::from(next)) {
+            let index = next;
+            next = slot.link;
+            if slot.indirect > 0 {
+                self.unfold(index);
+            }
+        }
+        self.pages.map()
     }
 
     /// Reads the segments of an indirect request, each once, and adds their pages. There is room for them: `admit` has seen to it.
@@ -448,7 +511,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
                 break;
             };
             let access = access(slot.operation);
-            let _ = self.pages.add(&mut slot.pages, segment.gref(), part(segment), access);
+            let _ = self.pages.add(&mut slot.pages, segment.gref(), segment.part(), access);
             slot.sectors += segment.sectors();
         }
         slot.data = self.pages.next(last);
@@ -463,8 +526,33 @@ impl<D: Domain, S: Store> Queue<D, S> {
         self.pages.forget(mark);
     }
 
-    /// Asks the store for what is to be done of a request, until it has to be waited for.
+    /// Asks the store for what is to be done of a request.
+    #[inline]
     fn run(&mut self, index: u16) {
+        let Self { slots, pages, store, .. } = self;
+        let slot = &mut slots[usize::from(index)];
+        if slot.steps != step::WORK || !matches!(slot.operation, Operation::Read | Operation::Write) {
+            return self.run_steps(index);
+        }
+        let (sector, parts) = (slot.sector, Parts::chain(pages, slot.data, slot.sectors as usize * SECTOR));
+        let work = if slot.operation == Operation::Read {
+            Work::Read { sector, parts }
+        } else {
+            Work::Write { sector, parts }
+        };
+        match store.start(Token(index), work) {
+            Started::Pending => slot.started = true,
+            Started::Done(Ok(())) => self.finish(index),
+            Started::Done(result) => {
+                self.step(index, result);
+                self.finish(index);
+            }
+        }
+    }
+
+    /// The same of any request, until it has to be waited for.
+    #[inline(never)]
+    fn run_steps(&mut self, index: u16) {
         loop {
             let Self { slots, pages, store, .. } = self;
             let slot = &mut slots[usize::from(index)];
@@ -516,7 +604,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
                 continue;
             }
             if self.step(index, result) {
-                self.run(index);
+                self.run_steps(index);
             } else {
                 self.finish(index);
             }
@@ -533,14 +621,19 @@ impl<D: Domain, S: Store> Queue<D, S> {
 
     /// Unmaps the pages of what is over, in one batch, and answers it after that.
     fn settle(&mut self) {
+        if self.finished.is_empty() {
+            return self.pages.unmap();
+        }
         let mut next = self.finished.first;
         while let Some(slot) = self.slots.get(usize::from(next)) {
             next = slot.link;
-            self.pages.release(slot.pages.first, self.now_ns);
+            // A request has not gone well if one of its pages could not be mapped.
+            self.pages.release(slot.pages, slot.status == Status::Okay, self.now_ns);
         }
         self.pages.unmap();
-        while let Some(index) = pop(&self.slots, &mut self.finished) {
-            let slot = &mut self.slots[usize::from(index)];
+        let mut next = core::mem::replace(&mut self.finished, List::EMPTY).first;
+        while let Some(slot) = self.slots.get_mut(usize::from(next)) {
+            let index = core::mem::replace(&mut next, slot.link);
             let answer = Answer { id: slot.id, operation: slot.operation.wire(), status: slot.status };
             slot.link = self.free;
             self.free = index;
@@ -561,8 +654,4 @@ impl<D: Domain, S: Store> Drop for Queue<D, S> {
 /// Returns what is done with the pages of an operation: reading the disk writes to them.
 fn access(operation: Operation) -> Access {
     if operation == Operation::Read { Access::ReadWrite } else { Access::ReadOnly }
-}
-
-fn part(segment: Segment) -> core::ops::Range<usize> {
-    segment.offset()..segment.offset() + segment.len()
 }

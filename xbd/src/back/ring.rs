@@ -4,22 +4,22 @@ use hypercall::{DomId, GrantRef, Platform};
 use xenbus::ring::{BackRing, MapPagesError, MappedPages, Notify, RingError, RingPages};
 
 use crate::features::Abi;
-use crate::protocol::{Answer, Layout, Malformed, Request, X86_32, X86_64};
+use crate::protocol::{Answer, Direct, Layout, Malformed, Request, X86_32, X86_64};
 
 type Pages<P, L> = RingPages<MappedPages<P>, <L as Layout>::Request, <L as Layout>::Response>;
 
-/// The back end's half of a ring, in the layout that the front end speaks.
+/// The back end's half of a ring, in the layout that the front end speaks, with the request that was taken last.
 pub(super) enum Ring<P: Platform> {
-    X86_64(BackRing<Pages<P, X86_64>>),
-    X86_32(BackRing<Pages<P, X86_32>>),
+    X86_64(BackRing<Pages<P, X86_64>>, <X86_64 as Layout>::Request),
+    X86_32(BackRing<Pages<P, X86_32>>, <X86_32 as Layout>::Request),
 }
 
 /// Does the same to a ring of either layout.
 macro_rules! either {
     ($self:expr, $ring:ident => $what:expr) => {
         match $self {
-            Ring::X86_64($ring) => $what,
-            Ring::X86_32($ring) => $what,
+            Ring::X86_64($ring, _) => $what,
+            Ring::X86_32($ring, _) => $what,
         }
     };
 }
@@ -29,8 +29,8 @@ impl<P: Platform> Ring<P> {
     pub(super) fn new(platform: &P, peer: DomId, refs: &[GrantRef], abi: Abi) -> Result<Self, MapPagesError> {
         let pages = MappedPages::new(platform, peer, refs)?;
         Ok(match abi {
-            Abi::X86_64 => Self::X86_64(BackRing::attach(RingPages::new(pages))),
-            Abi::X86_32 => Self::X86_32(BackRing::attach(RingPages::new(pages))),
+            Abi::X86_64 => Self::X86_64(BackRing::attach(RingPages::new(pages)), Default::default()),
+            Abi::X86_32 => Self::X86_32(BackRing::attach(RingPages::new(pages)), Default::default()),
         })
     }
 
@@ -39,21 +39,39 @@ impl<P: Platform> Ring<P> {
         either!(self, ring => ring.size())
     }
 
-    /// Takes the next request, as [`BackRing::pop`] does.
+    /// Takes the next request, as [`BackRing::pop_into`] does.
     #[inline]
-    pub(super) fn pop(&mut self) -> Result<Option<Result<Request, Malformed>>, RingError> {
-        Ok(match self {
-            Self::X86_64(ring) => ring.pop()?.map(|raw| X86_64::parse(&raw)),
-            Self::X86_32(ring) => ring.pop()?.map(|raw| X86_32::parse(&raw)),
-        })
+    pub(super) fn pop(&mut self) -> Result<bool, RingError> {
+        match self {
+            Self::X86_64(ring, raw) => ring.pop_into(raw),
+            Self::X86_32(ring, raw) => ring.pop_into(raw),
+        }
+    }
+
+    /// Returns the request that was taken last, if it reads or writes, by segments that are in it; they are not checked.
+    #[inline]
+    pub(super) fn direct(&self) -> Option<Direct<'_>> {
+        match self {
+            Self::X86_64(_, raw) => X86_64::direct(raw),
+            Self::X86_32(_, raw) => X86_32::direct(raw),
+        }
+    }
+
+    /// Checks the request that was taken last, whatever it is.
+    #[cold]
+    pub(super) fn parse(&self) -> Result<Request, Malformed> {
+        match self {
+            Self::X86_64(_, raw) => X86_64::parse(raw),
+            Self::X86_32(_, raw) => X86_32::parse(raw),
+        }
     }
 
     /// Writes an answer. Each belongs to a request that was taken, so there is room for it.
     #[inline]
     pub(super) fn respond(&mut self, answer: &Answer) {
         let _ = match self {
-            Self::X86_64(ring) => ring.respond(&X86_64::respond(answer)),
-            Self::X86_32(ring) => ring.respond(&X86_32::respond(answer)),
+            Self::X86_64(ring, _) => ring.respond(&X86_64::respond(answer)),
+            Self::X86_32(ring, _) => ring.respond(&X86_32::respond(answer)),
         };
     }
 
@@ -62,8 +80,8 @@ impl<P: Platform> Ring<P> {
         either!(self, ring => ring.publish())
     }
 
-    /// Asks for an event, as [`BackRing::arm`] does.
-    pub(super) fn arm(&mut self) -> Result<bool, RingError> {
-        either!(self, ring => ring.arm())
+    /// Shows the answers and asks for an event, as [`BackRing::publish_and_arm`] does.
+    pub(super) fn publish_and_arm(&mut self) -> (Notify, Result<bool, RingError>) {
+        either!(self, ring => ring.publish_and_arm())
     }
 }

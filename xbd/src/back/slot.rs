@@ -52,15 +52,9 @@ impl Slot {
 /// Appends a slot to a list.
 pub(super) fn push(slots: &mut [Slot], list: &mut List, index: u16) {
     slots[usize::from(index)].link = NONE;
-    if let Some(before) = list.append(index) {
-        slots[usize::from(before)].link = index;
+    let before = core::mem::replace(&mut list.last, index);
+    match slots.get_mut(usize::from(before)) {
+        Some(before) => before.link = index,
+        None => list.first = index,
     }
-}
-
-/// Takes the first slot off a list.
-pub(super) fn pop(slots: &[Slot], list: &mut List) -> Option<u16> {
-    let first = list.first;
-    let slot = slots.get(usize::from(first))?;
-    *list = if slot.link == NONE { List::EMPTY } else { List { first: slot.link, ..*list } };
-    Some(first)
 }

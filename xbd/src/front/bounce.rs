@@ -3,9 +3,9 @@
 use alloc::boxed::Box;
 use alloc::vec;
 
-use hypercall::DomId;
 use hypercall::grant::{Access, GrantError, Grants, SharedPages};
 use hypercall::mem::{Buffer, PAGE_SIZE, Shared};
+use hypercall::{DomId, GrantRef};
 
 use super::numbers::Numbers;
 use crate::SECTOR;
@@ -58,6 +58,26 @@ impl<G: Grants> Bounce<G> {
         self.stuck != NONE
     }
 
+    /// Takes a page for as many bytes as fit into one, as [`lend`](Self::lend) takes more; returns it and its grant, or `None` if none is
+    /// free.
+    pub(super) fn lend_page<B: Buffer>(&mut self, bytes: usize, written: Option<&B>) -> Option<(u16, GrantRef)> {
+        let index = self.free.take()?;
+        let mut filled = 0;
+        let page = self.pages.page(index.into());
+        for part in written.into_iter().flat_map(Buffer::parts) {
+            let part = part.slice(0, part.len().min(bytes - filled));
+            page.copy_from(filled, part);
+            filled += part.len();
+        }
+        if self.manner.clean {
+            page.clear_from(filled);
+        }
+        let access = if written.is_some() { Access::ReadOnly } else { Access::ReadWrite };
+        self.pages.share(index.into(), access);
+        self.next[usize::from(index)] = NONE;
+        Some((index, self.pages.refs()[usize::from(index)]))
+    }
+
     /// Takes pages for so many bytes, copies into them what is to be written, and gives each to `each` as a segment. Returns the first
     /// of the chain. The caller has seen that enough are free.
     pub(super) fn lend<B: Buffer>(&mut self, bytes: usize, written: Option<&B>, mut each: impl FnMut(Segment)) -> u16 {
@@ -97,6 +117,28 @@ impl<G: Grants> Bounce<G> {
             at = *next;
         }
         bytes
+    }
+
+    /// Tells whether pages stay granted.
+    pub(super) const fn is_persistent(&self) -> bool {
+        self.manner.persistent
+    }
+
+    /// Copies what was read out of a page. Returns how many bytes.
+    pub(super) fn read_page<B: Buffer>(&self, page: u16, to: &B) -> u64 {
+        let page = self.pages.page(page.into());
+        let mut done = 0;
+        for part in to.parts() {
+            let len = part.len().min(page.len() - done);
+            part.copy_from(0, page.slice(done, len));
+            done += len;
+        }
+        done as u64
+    }
+
+    /// Takes back a page that stays granted.
+    pub(super) fn put_page(&mut self, page: u16) {
+        self.free.put(page);
     }
 
     /// Takes the pages of a chain back. Returns how many of them the back end still maps, which are lacking until it lets go.

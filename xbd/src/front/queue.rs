@@ -1,8 +1,6 @@
 //! The fast path of the front end: what is known of I/Os and requests, and completions. [`submit`](super::submit) is its other half.
 
-use alloc::boxed::Box;
 use alloc::collections::VecDeque;
-use alloc::vec;
 use alloc::vec::Vec;
 
 use hypercall::event::Channel;
@@ -16,63 +14,15 @@ use xenbus::ring::{FrontRing, Notify, RingPages};
 use super::bounce::{Bounce, Manner, NONE};
 use super::numbers::Numbers;
 use super::over::{Completion, Counters, IoError, Over, QueueError, Returned, Saved, SubmitError};
+use super::slots::{Form, Slot, Slots, State};
 use super::{Config, FrontError};
 use crate::features::{Abilities, Discard, Disk};
 use crate::protocol::{Answer, Layout, Native, Operation, Segment, Status};
-use crate::{MAX_SEGMENTS, SEGMENTS_PER_PAGE};
+use crate::{MAX_SEGMENTS, SECTOR, SEGMENTS_PER_PAGE};
 
 pub(super) type RawRequest = <Native as Layout>::Request;
 type RawResponse = <Native as Layout>::Response;
 pub(super) type Ring<D> = FrontRing<RingPages<SharedPages<<D as Domain>::Grants>, RawRequest, RawResponse>>;
-
-/// What was submitted and is not over. Its buffer stands in the book of loans, under the same number.
-#[derive(Clone, Copy)]
-pub(super) struct Io {
-    pub(super) operation: Operation,
-    pub(super) state: IoState,
-    /// Requests that are not answered.
-    pub(super) parts: u16,
-    /// The first error, or none so far.
-    pub(super) result: Result<(), IoError>,
-    /// First of the own pages that its data goes by.
-    pub(super) pages: u16,
-    pub(super) sequence: u64,
-    pub(super) sector: u64,
-    /// How many, of a discard.
-    pub(super) sectors: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum IoState {
-    Free,
-    InFlight,
-    /// All is answered, but the back end still maps a page of it.
-    Answered,
-}
-
-const NO_IO: Io = Io {
-    operation: Operation::Flush,
-    state: IoState::Free,
-    parts: 0,
-    result: Ok(()),
-    pages: NONE,
-    sequence: 0,
-    sector: 0,
-    sectors: 0,
-};
-
-/// A request in the ring, or none. Its number on the wire is its index.
-#[derive(Clone, Copy)]
-pub(super) struct Slot {
-    /// Of which I/O; [`NONE`] if it is not in flight.
-    pub(super) io: u16,
-    /// What is to be answered.
-    pub(super) operation: BlkifOp,
-    /// The group of pages that its segments stand on, if it is an indirect one.
-    pub(super) table: u16,
-}
-
-const NO_SLOT: Slot = Slot { io: NONE, operation: BlkifOp::READ, table: NONE };
 
 /// Own pages on which the segments of indirect requests stand, in groups of as many as the largest request takes.
 pub(super) struct Tables<D: Domain> {
@@ -188,11 +138,14 @@ impl<D: Domain, B: Buffer> Equipment<D, B> {
 pub struct Queue<D: Domain, B: Buffer> {
     pub(super) ring: Ring<D>,
     channel: Channel<D::Events>,
+    /// Which operations may go the straight way now, as bits of [`straight`]; and the bounds of the disk, for these.
+    pub(super) straight: u8,
+    pub(super) capacity: u64,
+    pub(super) unit_mask: u64,
     pub(super) buffers: LoanBook<D::Grants, B>,
-    pub(super) ios: Box<[Io]>,
-    pub(super) free_ios: Numbers,
-    pub(super) slots: Box<[Slot]>,
-    pub(super) free_slots: Numbers,
+    pub(super) slots: Slots,
+    /// I/Os that were submitted and are not over.
+    pub(super) ios: u32,
     pub(super) tables: Option<Tables<D>>,
     pub(super) bounce: Option<Bounce<D::Grants>>,
     /// Segments of the largest request.
@@ -221,11 +174,12 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         Ok(Self {
             ring,
             channel,
-            buffers: LoanBook::new(grants, peer, depth, 0)?,
-            ios: vec![NO_IO; depth.into()].into(),
-            free_ios: Numbers::new(depth),
-            slots: vec![NO_SLOT; depth.into()].into(),
-            free_slots: Numbers::new(depth),
+            straight: 0,
+            capacity: 0,
+            unit_mask: 0,
+            buffers: LoanBook::new(grants, peer, 0, 0)?,
+            slots: Slots::new(depth),
+            ios: 0,
             tables: None,
             bounce: None,
             per_request: MAX_SEGMENTS,
@@ -246,6 +200,20 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         core::mem::swap(&mut self.tables, &mut equipment.tables);
         core::mem::swap(&mut self.bounce, &mut equipment.bounce);
         self.per_request = equipment.per_request;
+        self.look_straight();
+    }
+
+    /// Finds out anew which operations go the straight way, when something has changed that they depend on.
+    pub(super) fn look_straight(&mut self) {
+        let disk = self.disk.as_ref().filter(|_| self.open && self.backlog.is_empty());
+        self.straight = disk.map_or(0, |disk| {
+            let write = if disk.read_only { 0 } else { straight(Operation::Write) };
+            straight(Operation::Read) | write
+        });
+        if let Some(disk) = disk {
+            // The unit is a power of two.
+            (self.capacity, self.unit_mask) = (disk.sectors, u64::from(disk.sector_size) / SECTOR as u64 - 1);
+        }
     }
 
     /// Returns the grants of the ring's pages.
@@ -263,6 +231,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         self.lacks = self.lacks.and(lacks);
         self.disk = Some(self.lacks.apply(disk));
         self.open = self.broken.is_none();
+        self.look_straight();
     }
 
     /// Sends I/Os that an earlier back end has not done, in their order, before all others.
@@ -275,6 +244,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
 
     pub(super) fn stop(&mut self) {
         self.open = false;
+        self.look_straight();
     }
 
     pub(super) const fn lacks(&self) -> Lacks {
@@ -289,7 +259,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
 
     /// Returns how many I/Os were submitted and are not completed.
     pub fn in_flight(&self) -> u32 {
-        (self.free_ios.count() - self.free_ios.free() + self.backlog.len()) as u32
+        self.ios + self.backlog.len() as u32
     }
 
     /// Returns how many I/Os were answered whose pages the back end has not let go of; where data is copied, 1 if there are such
@@ -357,12 +327,13 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             }
             Err(error) => {
                 self.broken = Some(error);
-                self.open = false;
+                self.stop();
             }
         }
         polled
     }
 
+    #[inline]
     fn take_all(&mut self, done: &mut impl FnMut(Completion<B>)) -> Result<(), QueueError> {
         if self.held() > 0 {
             self.retry(done);
@@ -370,7 +341,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         // Bounded: each response takes a request out of flight, and none is submitted in here.
         loop {
             while let Some(response) = self.ring.pop()? {
-                self.take(Native::answer(&response), done)?;
+                self.take(&response, done)?;
             }
             if !self.ring.arm()? {
                 return Ok(());
@@ -378,39 +349,69 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         }
     }
 
-    #[inline]
-    fn take(&mut self, response: Answer, done: &mut impl FnMut(Completion<B>)) -> Result<(), QueueError> {
-        let unknown = QueueError::UnknownId(response.id);
-        let index = u16::try_from(response.id).map_err(|_| unknown)?;
-        let slot = self.slots.get_mut(usize::from(index)).ok_or(unknown)?;
-        let number = slot.io;
-        // No I/O has the number of none.
-        let io = self.ios.get_mut(usize::from(number)).ok_or(unknown)?;
-        if response.operation != slot.operation {
-            return Err(QueueError::WrongOperation { id: response.id, claimed: response.operation });
+    #[inline(always)]
+    fn take(&mut self, response: &RawResponse, done: &mut impl FnMut(Completion<B>)) -> Result<(), QueueError> {
+        let Answer { id, operation, status } = Native::answer(response);
+        let slot = usize::try_from(id).ok().and_then(|index| self.slots.get_mut(index));
+        let Some(slot) = slot.and_then(|slot| slot.is_answered_by(operation).then_some(slot)) else {
+            return Err(self.wrong(id, operation));
+        };
+        // A slot's number.
+        let index = id as u16;
+        let form = slot.form;
+        if status == Status::Okay
+            && (form == Form::Straight || (form == Form::Page && self.bring_back_page(index)))
+            && let Ok(buffer) = self.buffers.recall(index)
+        {
+            self.slots.put(index);
+            self.ios -= 1;
+            if let Some(buffer) = buffer {
+                done(Completion { buffer: Returned::Whole(buffer), result: Ok(()) });
+            }
+            return Ok(());
         }
-        slot.io = NONE;
+        self.take_other(index, status, done);
+        Ok(())
+    }
+
+    /// Tells what is wrong with a response.
+    #[cold]
+    fn wrong(&mut self, id: u64, claimed: BlkifOp) -> QueueError {
+        let slot = usize::try_from(id).ok().and_then(|index| self.slots.get_mut(index));
+        match slot.is_some_and(|slot| slot.is_asked()) {
+            true => QueueError::WrongOperation { id, claimed },
+            false => QueueError::UnknownId(id),
+        }
+    }
+
+    /// Takes an answer that doesn't end its I/O, or ends it in another way than most.
+    #[inline(never)]
+    fn take_other(&mut self, index: u16, status: Status, done: &mut dyn FnMut(Completion<B>)) {
+        let slot = &mut self.slots[index];
+        let number = if slot.form == Form::Other { slot.io } else { index };
         if slot.table != NONE
             && let Some(tables) = &mut self.tables
         {
             tables.free.put(core::mem::replace(&mut slot.table, NONE));
         }
-        self.free_slots.put(index);
+        // The first one stays as long as the I/O.
+        if number != index {
+            self.slots.put(index);
+        }
+        let io = &mut self.slots[number];
         io.parts -= 1;
-        if response.status != Status::Okay {
-            io.result = io.result.and(Err(error_of(response.status)));
+        if io.status == Status::Okay {
+            io.status = status;
         }
         if io.parts == 0 {
             self.answer(number, done);
         }
-        Ok(())
     }
 
     /// All requests of an I/O are answered.
-    #[inline(always)]
-    fn answer(&mut self, number: u16, done: &mut impl FnMut(Completion<B>)) {
-        let io = &self.ios[usize::from(number)];
-        if io.result == Err(IoError::NotSupported) {
+    fn answer(&mut self, number: u16, done: &mut dyn FnMut(Completion<B>)) {
+        let io = &self.slots[number];
+        if io.status == Status::NotSupported {
             let operation = io.operation;
             self.learn_lack(operation);
         }
@@ -418,7 +419,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             self.bring_back(number);
         }
         if !self.finish(number, done) {
-            self.ios[usize::from(number)].state = IoState::Answered;
+            self.slots[number].state = State::Answered;
             self.answered += 1;
             self.counters.still_mapped += 1;
         }
@@ -428,15 +429,32 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     fn learn_lack(&mut self, operation: Operation) {
         self.lacks.add(operation);
         self.disk = self.disk.map(|disk| self.lacks.apply(disk));
+        self.look_straight();
+    }
+
+    /// Takes the data of an I/O out of its only own page, and this back; `false` if it has to be done in another way.
+    #[inline(never)]
+    fn bring_back_page(&mut self, number: u16) -> bool {
+        let (Some(bounce), io) = (&mut self.bounce, &mut self.slots[number]) else { return false };
+        if !bounce.is_persistent() {
+            return false;
+        }
+        let page = core::mem::replace(&mut io.pages, NONE);
+        if io.operation == Operation::Read
+            && let Some(buffer) = self.buffers.buffer(number)
+        {
+            self.counters.bounced_bytes += bounce.read_page(page, buffer);
+        }
+        bounce.put_page(page);
+        true
     }
 
     /// Takes the data of an I/O out of the own pages, and these back.
-    #[inline(never)]
     fn bring_back(&mut self, number: u16) {
-        let (Some(bounce), io) = (&mut self.bounce, &mut self.ios[usize::from(number)]) else { return };
+        let (Some(bounce), io) = (&mut self.bounce, &mut self.slots[number]) else { return };
         let first = core::mem::replace(&mut io.pages, NONE);
         if io.operation == Operation::Read
-            && io.result.is_ok()
+            && io.status == Status::Okay
             && let Some(buffer) = self.buffers.buffer(number)
         {
             self.counters.bounced_bytes += bounce.read(first, buffer);
@@ -445,13 +463,11 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     }
 
     /// Completes an I/O whose requests are all answered, unless the back end still maps a page of it.
-    #[inline(always)]
-    fn finish(&mut self, number: u16, done: &mut impl FnMut(Completion<B>)) -> bool {
+    fn finish(&mut self, number: u16, done: &mut dyn FnMut(Completion<B>)) -> bool {
         let Ok(buffer) = self.buffers.recall(number) else { return false };
-        let io = &mut self.ios[usize::from(number)];
-        io.state = IoState::Free;
-        let result = io.result;
-        self.free_ios.put(number);
+        let result = result_of(self.slots[number].status);
+        self.slots.put(number);
+        self.ios -= 1;
         if result.is_err() {
             self.counters.errors += 1;
         }
@@ -463,12 +479,12 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
 
     /// Tries once more to complete what the back end had still mapped.
     #[cold]
-    fn retry(&mut self, done: &mut impl FnMut(Completion<B>)) {
+    fn retry(&mut self, done: &mut dyn FnMut(Completion<B>)) {
         if let Some(bounce) = &mut self.bounce {
             bounce.retry();
         }
-        for number in 0..self.ios.len() as u16 {
-            let answered = self.ios[usize::from(number)].state == IoState::Answered;
+        for number in 0..self.slots.count() as u16 {
+            let answered = self.slots[number].state == State::Answered;
             if answered && self.finish(number, done) {
                 self.answered -= 1;
             }
@@ -477,7 +493,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
 
     /// Sends of what an earlier back end has not done as much as there is room for.
     #[cold]
-    fn refill(&mut self, done: &mut impl FnMut(Completion<B>)) {
+    fn refill(&mut self, done: &mut dyn FnMut(Completion<B>)) {
         while let Some(Saved { operation, sector, sectors, buffer, .. }) = self.backlog.pop_front() {
             match self.begin(operation, sector, sectors, buffer) {
                 Ok(()) => {}
@@ -491,6 +507,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
                 }
             }
         }
+        self.look_straight();
         self.push();
     }
 
@@ -500,18 +517,19 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         self.stop();
         if self.broken.is_none() {
             // Its last answers. Should they break the protocol, then there is nobody left to blame.
-            let _ = self.take_all(&mut |completion| over(Over::Done(completion)));
+            let done: &mut dyn FnMut(Completion<B>) = &mut |completion| over(Over::Done(completion));
+            let _ = self.take_all(&mut { done });
         }
         self.broken = Some(QueueError::Gone);
         self.retry(&mut |completion| over(Over::Done(completion)));
-        for number in 0..self.ios.len() as u16 {
-            if self.ios[usize::from(number)].state != IoState::InFlight {
+        for number in 0..self.slots.count() as u16 {
+            if self.slots[number].state != State::InFlight {
                 continue;
             }
             if let Ok(Some(buffer)) = self.buffers.recall(number) {
-                let io = core::mem::replace(&mut self.ios[usize::from(number)], NO_IO);
-                self.free_ios.put(number);
-                let Io { operation, sequence, sector, sectors, .. } = io;
+                let Slot { operation, sequence, sector, sectors, .. } = self.slots[number];
+                self.slots.put(number);
+                self.ios -= 1;
                 over(Over::Saved(Saved { sequence, operation, sector, sectors, buffer }));
             }
         }
@@ -525,11 +543,12 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
 
     /// Waits no longer for what the back end still maps: completes it with a buffer that can only be looked at.
     pub(super) fn abandon(&mut self, mut done: impl FnMut(Completion<B>)) {
-        let Self { buffers, ios, free_ios, counters, .. } = self;
+        let Self { buffers, ios, slots, counters, .. } = self;
         buffers.end_all(|number, buffer| {
-            let io = core::mem::replace(&mut ios[usize::from(number)], NO_IO);
-            let result = if io.state == IoState::Answered { io.result } else { Err(IoError::Lost) };
-            free_ios.put(number);
+            let io = &slots[number];
+            let result = if io.state == State::Answered { result_of(io.status) } else { Err(IoError::Lost) };
+            slots.put(number);
+            *ios -= 1;
             counters.errors += u64::from(result.is_err());
             done(Completion { buffer: buffer.into(), result });
         });
@@ -537,11 +556,17 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     }
 }
 
-#[cold]
-const fn error_of(status: Status) -> IoError {
+/// Returns the bit of an operation in [`Queue::straight`].
+#[inline]
+pub(super) const fn straight(operation: Operation) -> u8 {
+    1 << operation as u8
+}
+
+const fn result_of(status: Status) -> Result<(), IoError> {
     match status {
-        Status::NotSupported => IoError::NotSupported,
-        Status::Unknown(status) => IoError::BadStatus(status),
-        Status::Okay | Status::Error => IoError::Failed,
+        Status::Okay => Ok(()),
+        Status::Error => Err(IoError::Failed),
+        Status::NotSupported => Err(IoError::NotSupported),
+        Status::Unknown(status) => Err(IoError::BadStatus(status)),
     }
 }

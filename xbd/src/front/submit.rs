@@ -3,13 +3,13 @@
 use hypercall::GrantRef;
 use hypercall::grant::Access;
 use hypercall::mem::Buffer;
-use xen_sys::io::blkif::BlkifOp;
+use xen_sys::io::blkif::{BlkifOp, BlkifRequestSegment};
 use xenbus::Domain;
 
 use super::bounce::NONE;
-use super::numbers::Numbers;
 use super::over::{Counters, SubmitError};
-use super::queue::{Io, IoState, Queue, Ring, Slot, Tables};
+use super::queue::{Queue, RawRequest, Ring, Tables, straight};
+use super::slots::{Form, Slot, Slots, State};
 use crate::features::Disk;
 use crate::protocol::{Data, IndirectPages, Layout, Native, Operation, Request, Segment, Segments};
 use crate::{MAX_SEGMENTS, SECTOR};
@@ -22,8 +22,6 @@ const SECTORS_PER_PAGE: u64 = (hypercall::mem::PAGE_SIZE / SECTOR) as u64;
 struct Size {
     segments: usize,
     sectors: u64,
-    /// First and last sector of the last segment, within its page.
-    last: (u8, u8),
 }
 
 impl<D: Domain, B: Buffer> Queue<D, B> {
@@ -35,9 +33,84 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     ///
     /// # Errors
     /// [`SubmitError`] and the buffer.
-    #[inline]
     pub fn submit(&mut self, operation: Operation, sector: u64, buffer: B) -> Result<(), (SubmitError, B)> {
-        self.accept(operation, sector, 0, buffer)
+        let Some((first, last)) = self.only_segment(operation, sector, &buffer) else {
+            return self.accept(operation, sector, 0, buffer);
+        };
+        if self.bounce.is_some() {
+            return self.submit_page(operation, sector, last - first + 1, buffer);
+        }
+        let mut gref = GrantRef(0);
+        // If no slot is free, there is no such place.
+        let number = self.slots.vacant();
+        if let Err(buffer) = self.buffers.lend(number, access(operation), 1, buffer, |only, _| gref = only) {
+            self.counters.full += 1;
+            return Err((SubmitError::Full, buffer));
+        }
+        self.note_single(operation, sector, Slot::SINGLE, 1);
+        // There is room: a ring has as many slots as there are numbers, and this one was free.
+        let _ = self.ring.push(&Native::emit_one(number.into(), operation, sector, (gref, first, last)));
+        Ok(())
+    }
+
+    /// Returns the sectors of the only segment of a buffer, if that and the rest of its I/O are as most are: a read or write against
+    /// which nothing can be said.
+    #[inline(always)]
+    fn only_segment(&self, operation: Operation, sector: u64, buffer: &B) -> Option<(u8, u8)> {
+        if self.straight & straight(operation) == 0 {
+            return None;
+        }
+        let mut parts = buffer.segments();
+        let part = parts.next()?;
+        if parts.next().is_some() {
+            return None;
+        }
+        let (first, last) = sectors_of(&part)?;
+        let sectors = u64::from(last - first) + 1;
+        let fits = sector < self.capacity && sectors <= self.capacity - sector;
+        (fits && (sector | sectors) & self.unit_mask == 0).then_some((first, last))
+    }
+
+    /// The same, by way of an own page.
+    #[inline(never)]
+    fn submit_page(
+        &mut self,
+        operation: Operation,
+        sector: u64,
+        sectors: u8,
+        buffer: B,
+    ) -> Result<(), (SubmitError, B)> {
+        let number = self.slots.vacant();
+        let Some(bounce) = self.bounce.as_mut().filter(|bounce| bounce.free() > 0) else {
+            return self.accept(operation, sector, 0, buffer);
+        };
+        if let Err(buffer) = self.buffers.lend(number, Access::ReadOnly, 0, buffer, |_, _| {}) {
+            return self.accept(operation, sector, 0, buffer);
+        }
+        let written = if operation == Operation::Write { self.buffers.buffer(number) } else { None };
+        let bytes = usize::from(sectors) * SECTOR;
+        if written.is_some() {
+            self.counters.bounced_bytes += bytes as u64;
+        }
+        if let Some((page, gref)) = bounce.lend_page(bytes, written) {
+            self.note_single(operation, sector, Slot { form: Form::Page, pages: page, ..Slot::SINGLE }, 1);
+            // As for `submit`.
+            let segment = (gref, 0, sectors - 1);
+            let _ = self.ring.push(&Native::emit_one(number.into(), operation, sector, segment));
+        }
+        Ok(())
+    }
+
+    /// Writes an I/O of one request down, whose segments are in it.
+    #[inline(always)]
+    fn note_single(&mut self, operation: Operation, sector: u64, like: Slot, segments: usize) {
+        self.sequence += 1;
+        let mut slot = Slot { operation, sector, sequence: self.sequence, ..like };
+        slot.ask(operation.wire());
+        let _ = self.slots.take(slot);
+        self.ios += 1;
+        self.counters.requests += 1;
+        self.counters.segments += segments as u64;
     }
 
     /// Starts a discard: of `sectors` sectors from `sector` on, in units of 512 bytes, nobody needs what is in them any more. With
@@ -56,7 +129,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         self.accept(operation, sector, sectors, buffer)
     }
 
-    #[inline]
+    #[inline(never)]
     fn accept(&mut self, operation: Operation, sector: u64, sectors: u64, buffer: B) -> Result<(), (SubmitError, B)> {
         if !self.open {
             return Err((SubmitError::NotConnected, buffer));
@@ -82,7 +155,8 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         sectors: u64,
         buffer: B,
     ) -> Result<(), (SubmitError, B)> {
-        let size = match self.measure(operation, sector, sectors, &buffer) {
+        let mut raw = RawRequest::default();
+        let size = match self.measure(operation, sector, sectors, &buffer, &mut raw.seg) {
             Ok(size) => size,
             Err(error) => return Err((error, buffer)),
         };
@@ -90,44 +164,24 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         if !common || self.bounce.is_some() {
             return self.begin_rare(operation, sector, size, buffer);
         }
-        if self.free_slots.free() == 0 {
-            return Err((SubmitError::Full, buffer));
-        }
-        let Some(number) = self.free_ios.take() else { return Err((SubmitError::Full, buffer)) };
-        let access = access(operation);
-        if size.segments == 1 {
-            // The commonest of all, in which everything is known but the grant.
-            let mut gref = GrantRef(0);
-            if let Err(buffer) = self.buffers.lend(number, access, 1, buffer, |only, _| gref = only) {
-                self.free_ios.put(number);
-                return Err((SubmitError::Full, buffer));
-            }
-            self.note(number, operation, sector, size, 1);
-            self.counters.segments += 1;
-            let (first, last) = size.last;
-            if let (Some(index), Some(segment)) = (self.free_slots.take(), Segment::new(gref, first, last)) {
-                self.slots[usize::from(index)] = Slot { io: number, operation: operation.wire(), table: NONE };
-                self.counters.requests += 1;
-                let raw = Native::emit_one(index.into(), operation, sector, segment);
-                // There is room: a ring has as many slots as there are numbers, and this one was free.
-                let _ = self.ring.push(&raw);
-            }
-            return Ok(());
-        }
-        let mut list = Segments::EMPTY;
-        let lent = self.buffers.lend(number, access, size.segments, buffer, |gref, part| {
-            if let Some(segment) = wire_segment(gref, &part) {
-                // There is room: `measure` has counted.
-                let _ = list.push(segment);
+        // If no slot is free, there is no such place.
+        let number = self.slots.vacant();
+        let mut segments = raw.seg.iter_mut();
+        let lent = self.buffers.lend(number, access(operation), size.segments, buffer, |gref, _| {
+            if let Some(segment) = segments.next() {
+                segment.gref = gref;
             }
         });
         if let Err(buffer) = lent {
-            self.free_ios.put(number);
             return Err((SubmitError::Full, buffer));
         }
-        self.note(number, operation, sector, size, 1);
-        self.counters.segments += size.segments as u64;
-        self.sender(number).send(NONE, operation, sector, Data::Direct(list));
+        self.note_single(operation, sector, Slot::SINGLE, size.segments);
+        raw.operation = operation.wire();
+        raw.nr_segments = size.segments as u8;
+        raw.id = number.into();
+        raw.sector_number = sector;
+        // As for `submit`.
+        let _ = self.ring.push(&raw);
         Ok(())
     }
 
@@ -153,12 +207,19 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         if requests > 1 && self.bounce.is_none() && !self.may_be_split(&buffer) {
             return Err((SubmitError::BadBuffer, buffer));
         }
-        let Some(number) = self.free_ios.take() else { return Err((SubmitError::Full, buffer)) };
-        self.note(number, operation, sector, size, requests as u16);
+        let number = self.slots.vacant();
+        self.sequence += 1;
+        let (sequence, sectors) = (self.sequence, size.sectors);
+        let parts = requests as u16;
+        let io = Slot { form: Form::Other, parts, io: number, operation, sequence, sector, sectors, ..Slot::SINGLE };
+        if self.slots.take(io).is_none() {
+            return Err((SubmitError::Full, buffer));
+        }
+        self.ios += 1;
         self.counters.segments += segments as u64;
         let lent = if data && self.bounce.is_none() { segments } else { 0 };
-        let Self { buffers, ios, slots, free_slots, tables, bounce, ring, counters, .. } = self;
-        let sender = Sender::<D> { number, ring, slots, free_slots, tables, counters };
+        let Self { buffers, slots, tables, bounce, ring, counters, .. } = self;
+        let sender = Sender::<D> { number, first: true, ring, slots, tables, counters };
         let mut split = Split { sender, operation, sector, left: segments, per_request, part: Part::EMPTY };
         let lent = buffers.lend(number, access(operation), lent, buffer, |gref, part| {
             if let Some(segment) = wire_segment(gref, &part) {
@@ -166,15 +227,15 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             }
         });
         if let Err(buffer) = lent {
-            ios[usize::from(number)].state = IoState::Free;
-            self.free_ios.put(number);
+            self.slots.put(number);
+            self.ios -= 1;
             return Err((SubmitError::Full, buffer));
         }
         if let (true, Some(bounce)) = (data, bounce) {
             let written = buffers.buffer(number).filter(|_| operation != Operation::Read);
             let bytes = size.sectors as usize * SECTOR;
             let first = bounce.lend(bytes, written, |segment| split.push(segment));
-            ios[usize::from(number)].pages = first;
+            split.sender.slots[number].pages = first;
             if operation != Operation::Read {
                 split.sender.counters.bounced_bytes += bytes as u64;
             }
@@ -189,47 +250,28 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         Ok(())
     }
 
-    /// Writes an I/O down.
+    /// Tells what is wrong with an I/O, or how large it is, and lists as many of its segments as a request takes, without their grants.
     #[inline]
-    fn note(&mut self, number: u16, operation: Operation, sector: u64, size: Size, parts: u16) {
-        self.sequence += 1;
-        self.ios[usize::from(number)] = Io {
-            operation,
-            state: IoState::InFlight,
-            parts,
-            result: Ok(()),
-            pages: NONE,
-            sequence: self.sequence,
-            sector,
-            sectors: size.sectors,
-        };
-    }
-
-    #[inline]
-    const fn sender(&mut self, number: u16) -> Sender<'_, D> {
-        Sender {
-            number,
-            ring: &mut self.ring,
-            slots: &mut self.slots,
-            free_slots: &mut self.free_slots,
-            tables: &mut self.tables,
-            counters: &mut self.counters,
-        }
-    }
-
-    /// Tells what is wrong with an I/O, or how large it is.
-    #[inline]
-    fn measure(&self, operation: Operation, sector: u64, sectors: u64, buffer: &B) -> Result<Size, SubmitError> {
+    fn measure(
+        &self,
+        operation: Operation,
+        sector: u64,
+        sectors: u64,
+        buffer: &B,
+        list: &mut [BlkifRequestSegment; MAX_SEGMENTS],
+    ) -> Result<Size, SubmitError> {
         let Some(disk) = &self.disk else { return Err(SubmitError::NotConnected) };
         if operation.mutates() && disk.read_only {
             return Err(SubmitError::ReadOnly);
         }
-        let mut size = Size { segments: 0, sectors: 0, last: (0, 0) };
+        let mut size = Size { segments: 0, sectors: 0 };
         for part in buffer.segments() {
             let Some((first, last)) = sectors_of(&part) else { return Err(SubmitError::BadBuffer) };
+            if let Some(segment) = list.get_mut(size.segments) {
+                (segment.first_sect, segment.last_sect) = (first, last);
+            }
             size.sectors += u64::from(last - first) + 1;
             size.segments += 1;
-            size.last = (first, last);
         }
         match operation {
             Operation::Read | Operation::Write if size.segments == 0 => return Err(SubmitError::BadBuffer),
@@ -262,7 +304,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     /// Returns how many segments an I/O of this operation may have.
     pub(super) fn max_of(&self, operation: Operation) -> usize {
         let stock = self.bounce.as_ref().map_or(self.buffers.refs(), super::bounce::Bounce::count);
-        stock.min(self.slots.len() * self.per_request_of(operation))
+        stock.min(self.slots.count() * self.per_request_of(operation))
     }
 
     /// Tells whether there is room for an I/O now, or ever.
@@ -272,7 +314,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             return Err(SubmitError::TooLarge { segments, max });
         }
         let free = self.bounce.as_ref().map_or(self.buffers.free(), super::bounce::Bounce::free);
-        if segments > free || requests > self.free_slots.free() {
+        if segments > free || requests > self.slots.free() {
             return Err(SubmitError::Full);
         }
         Ok(())
@@ -316,9 +358,10 @@ fn access(operation: Operation) -> Access {
 /// Writes the requests of an I/O into the ring.
 struct Sender<'a, D: Domain> {
     number: u16,
+    /// None is sent yet.
+    first: bool,
     ring: &'a mut Ring<D>,
-    slots: &'a mut [Slot],
-    free_slots: &'a mut Numbers,
+    slots: &'a mut Slots,
     tables: &'a mut Option<Tables<D>>,
     counters: &'a mut Counters,
 }
@@ -326,8 +369,16 @@ struct Sender<'a, D: Domain> {
 impl<D: Domain> Sender<'_, D> {
     /// Writes a request. The caller has seen that there is room.
     fn send(&mut self, table: u16, operation: Operation, sector: u64, data: Data) {
-        let Some(index) = self.free_slots.take() else { return };
-        self.slots[usize::from(index)] = Slot { io: self.number, operation: operation.wire(), table };
+        let index = if core::mem::take(&mut self.first) {
+            self.number
+        } else {
+            let part = Slot { state: State::Part, form: Form::Other, io: self.number, operation, ..Slot::SINGLE };
+            let Some(index) = self.slots.take(part) else { return };
+            index
+        };
+        let slot = &mut self.slots[index];
+        slot.table = table;
+        slot.ask(operation.wire());
         self.counters.requests += 1;
         match operation.wire() {
             BlkifOp::FLUSH_DISKCACHE => self.counters.flushes += 1,

@@ -39,7 +39,7 @@ trait Fields: Wire {
 /// One of the layouts, as the node `protocol` names it.
 pub trait Layout {
     /// What stands in a slot before.
-    type Request: Wire;
+    type Request: Wire + Default;
     /// What stands in a slot after.
     type Response: Wire;
     /// Its name in xenstore (io/protocols.h, XEN_IO_PROTO_ABI_*).
@@ -51,17 +51,35 @@ pub trait Layout {
     /// [`Malformed`] with the evidence.
     fn parse(raw: &Self::Request) -> Result<Request, Malformed>;
 
+    /// Returns what a raw request is, which must be a private copy, if it is a read or a write with as many segments in it as there may
+    /// be; nothing else of it is checked.
+    fn direct(raw: &Self::Request) -> Option<Direct<'_>>;
+
     /// Writes a request as it goes over the wire. What it doesn't use is zero: nothing of the stack leaks.
     fn emit(request: &Request) -> Self::Request;
 
-    /// The same of a read or write of a single segment, which is the commonest.
-    fn emit_one(id: u64, operation: Operation, sector: u64, segment: Segment) -> Self::Request;
+    /// The same of a read or write of a single segment, which is the commonest: its page, first and last sector, as
+    /// [`Segment::new`] would take them.
+    fn emit_one(id: u64, operation: Operation, sector: u64, segment: (GrantRef, u8, u8)) -> Self::Request;
 
     /// Writes a response as it goes over the wire.
     fn respond(answer: &Answer) -> Self::Response;
 
     /// Reads a response.
     fn answer(raw: &Self::Response) -> Answer;
+}
+
+/// A read or write, as the commonest requests are, with its segments as they came.
+#[derive(Clone, Copy, Debug)]
+pub struct Direct<'a> {
+    /// The front end's own number.
+    pub id: u64,
+    /// Whether it is a write.
+    pub write: bool,
+    /// First sector on the disk, in units of 512 bytes.
+    pub sector: u64,
+    /// At least one. [`Segment::new`] is to be asked whether they are right.
+    pub segments: &'a [BlkifRequestSegment],
 }
 
 /// The answer to a request.
@@ -159,14 +177,25 @@ macro_rules! layout {
             }
 
             #[inline]
+            fn direct(raw: &Self::Request) -> Option<Direct<'_>> {
+                let write = raw.operation == BlkifOp::WRITE;
+                if !write && raw.operation != BlkifOp::READ {
+                    return None;
+                }
+                let segments = raw.seg.get(..usize::from(raw.nr_segments)).filter(|segments| !segments.is_empty())?;
+                Some(Direct { id: raw.id, write, sector: raw.sector_number, segments })
+            }
+
+            #[inline]
             fn emit(request: &Request) -> Self::Request {
                 emit(request)
             }
 
             #[inline]
-            fn emit_one(id: u64, operation: Operation, sector: u64, segment: Segment) -> Self::Request {
+            fn emit_one(id: u64, operation: Operation, sector: u64, segment: (GrantRef, u8, u8)) -> Self::Request {
                 let mut segments = [BlkifRequestSegment::default(); MAX_SEGMENTS];
-                segments[0] = segment.wire();
+                let (gref, first_sect, last_sect) = segment;
+                segments[0] = BlkifRequestSegment { gref, first_sect, last_sect, _pad: 0 };
                 Self::Request::direct_of(Head { operation: operation.wire(), second: 1, id, sector }, segments)
             }
 
@@ -187,7 +216,6 @@ macro_rules! layout {
 layout!(X86_64, x86_64, XEN_IO_PROTO_ABI_X86_64);
 layout!(X86_32, x86_32, XEN_IO_PROTO_ABI_X86_32);
 
-#[inline]
 fn parse<F: Fields>(raw: &F) -> Result<Request, Malformed> {
     let Head { operation, second, id, sector } = raw.head();
     let request = |operation, sector, data| Request { id, operation, sector, data };

@@ -3,7 +3,7 @@
 
 mod layout;
 
-pub use layout::{Answer, Layout, Native, X86_32, X86_64};
+pub use layout::{Answer, Direct, Layout, Native, X86_32, X86_64};
 
 use core::fmt;
 
@@ -100,6 +100,11 @@ impl Segment {
     /// Returns the grant of its page.
     pub const fn gref(self) -> GrantRef {
         self.gref
+    }
+
+    /// Returns its first and last sector within the page.
+    pub const fn part(self) -> (u8, u8) {
+        (self.first, self.last)
     }
 
     /// Returns its first byte within the page.
@@ -298,7 +303,13 @@ pub enum Status {
 
 impl Status {
     /// Returns its wire value (io/blkif.h, BLKIF_RSP_*).
+    #[inline]
     pub const fn wire(self) -> i16 {
+        if matches!(self, Self::Okay) { BLKIF_RSP_OKAY } else { self.other() }
+    }
+
+    #[cold]
+    const fn other(self) -> i16 {
         match self {
             Self::Okay => BLKIF_RSP_OKAY,
             Self::Error => BLKIF_RSP_ERROR,

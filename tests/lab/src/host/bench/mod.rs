@@ -1,4 +1,5 @@
 //! What things cost.
 
+pub(crate) mod block;
 mod plot;
 pub(crate) mod ring;

@@ -7,6 +7,7 @@ use benches::count::Count;
 use benches::time::Time;
 use plotters::prelude::*;
 
+use crate::host::bench::block::Row;
 use crate::host::bench::ring::time_of;
 
 /// Those of whom there is a bar, in this order; virtio would make all others look alike.
@@ -67,5 +68,41 @@ fn bars(
         chart.draw_series(cases.iter().enumerate().filter_map(bar))?.label(name).legend(legend);
     }
     chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
+    Ok(())
+}
+
+/// Draws a group of bars for each line of a table: the three batches, then the goal and others, where there are such.
+pub(super) fn draw_rows(path: &Path, rows: &[Row]) -> Result<()> {
+    rows_drawn(path, rows).map_err(|error| anyhow!("{}: {error}", path.display()))
+}
+
+fn rows_drawn(path: &Path, rows: &[Row]) -> Result<(), Box<dyn std::error::Error>> {
+    let height = 30 + 70 * rows.len() as u32;
+    let area = SVGBackend::new(path, (900, height)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let bars_of = |row: &Row| {
+        let mut bars: Vec<(String, f64, RGBColor)> = Vec::new();
+        for (batch, value) in ["batch 1", "batch 8", "batch 32"].into_iter().zip(row.values) {
+            bars.push((batch.into(), value, COLOURS[0]));
+        }
+        bars.extend(row.goal.map(|goal| ("goal".into(), goal, RGBColor(0x50, 0xa0, 0x50))));
+        bars.extend(row.others.iter().map(|(name, value)| ((*name).into(), *value, COLOURS[2])));
+        bars
+    };
+    let top = rows.iter().flat_map(bars_of).map(|(_, value, _)| value).fold(1.0, f64::max);
+    let text = ("sans-serif", 12).into_font();
+    for (index, row) in rows.iter().enumerate() {
+        let y = 20 + 70 * index as i32;
+        area.draw(&Text::new(row.title.trim(), (10, y), text.clone()))?;
+        for (place, (name, value, colour)) in bars_of(row).into_iter().enumerate() {
+            let at = y + 9 * place as i32;
+            let end = 400 + (value.max(0.0) / top * 420.0) as i32;
+            area.draw(&Rectangle::new([(400, at), (end, at + 7)], colour.filled()))?;
+            let small = ("sans-serif", 9).into_font();
+            area.draw(&Text::new(name, (330, at - 1), small.clone()))?;
+            area.draw(&Text::new(format!("{value:.0}"), (end + 4, at - 1), small))?;
+        }
+    }
+    area.present()?;
     Ok(())
 }
