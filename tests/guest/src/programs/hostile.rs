@@ -136,7 +136,6 @@ impl Liar {
             if Bare.now_ns() > end {
                 return Err(Failure::new("the other end does nothing"));
             }
-            self.node.forget_waits();
             Bare.wait(&self.node.waits(), Bare.now_ns() + LOOK_NS);
         }
     }
