@@ -38,7 +38,7 @@ pub static PROGRAMS: &[Program] = &[
     Program { name: "selftest", about: "tests the platform itself", run: selftest::run },
     Program {
         name: "fast",
-        about: "runs the scenarios within this domain: [scenario=NAME|all] [seed=N] [list=yes]",
+        about: "runs the scenarios within this domain: [scenario=NAME|block|all] [seed=N] [list=yes]",
         run: fast::run,
     },
     Program { name: "linux", about: "uses disks and the console that a Linux dom0 serves: [disks=N]", run: linux::run },

@@ -80,7 +80,7 @@ pub(crate) fn run(timeout: u64, verbose: bool) -> Result<()> {
     let domu = domu.finish()?;
     let mib = MIB.to_string();
     let files = [("vmlinux", &*kernel), ("domu.cpio", &*domu), ("job.mib", mib.as_bytes())];
-    let machine = machine(&beds, elf, JOB, timeout, &files)?;
+    let machine = machine(&beds, 1, elf, JOB, timeout, &files)?;
     let started = Instant::now();
     let run = watch(machine, timeout, verbose, DOMAINS)?;
     let served = judge(&run, timeout)?;

@@ -99,7 +99,8 @@ fn run_disk(args: &Args, image: &Path) -> Result<()> {
     let expected = expect(&mut image)?;
 
     let bytes = ways::BYTES.to_string();
-    let mut machine = machine(&beds, elf, DISK_JOB, args.timeout, &[("job.bytes", bytes.as_bytes())])?;
+    // As many queues as Linux has processors.
+    let mut machine = machine(&beds, 2, elf, DISK_JOB, args.timeout, &[("job.bytes", bytes.as_bytes())])?;
     machine.disk(image);
     let started = Instant::now();
     let run = watch(machine, args.timeout, args.verbose, &["guest"])?;
@@ -129,12 +130,20 @@ pub(crate) fn watch(machine: Machine, timeout: u64, verbose: bool, domains: &[&s
     Ok(run)
 }
 
-/// Returns the machine whose dom0 runs `job` with the guest, and has these `files` at its root.
+/// Returns the machine whose dom0 has so many processors, runs `job` with the guest, and has these `files` at its root.
 ///
 /// # Errors
 /// The bed is incomplete, or there is no room for dom0's initrd.
-pub(crate) fn machine(beds: &Beds, elf: File, job: &[u8], timeout: u64, files: &[(&str, &[u8])]) -> Result<Machine> {
-    let mut machine = Machine::new(beds, 2, "dom0_mem=1536M,max:1536M dom0_max_vcpus=1 guest_loglvl=all");
+pub(crate) fn machine(
+    beds: &Beds,
+    vcpus: u32,
+    elf: File,
+    job: &[u8],
+    timeout: u64,
+    files: &[(&str, &[u8])],
+) -> Result<Machine> {
+    let options = format!("dom0_mem=1536M,max:1536M dom0_max_vcpus={vcpus} guest_loglvl=all");
+    let mut machine = Machine::new(beds, 2, &options);
     let kernel = File::open(beds.linux()).context("the bed has no Linux; remove its folder and set up again")?;
     machine.boot(kernel, "console=hvc0 quiet", Some(initrd(beds, elf, job, timeout, files)?));
     Ok(machine)
