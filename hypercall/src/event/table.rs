@@ -184,6 +184,13 @@ impl<P: Platform> EventChannels<P> {
         self.shared().evtchn_mask[word].fetch_or(bit, SeqCst) & bit == 0
     }
 
+    /// Tells whether a port is masked: no event of it is dispatched before [`unmask`](Events::unmask). So is what is no port.
+    #[inline]
+    pub fn is_masked(&self, port: Port) -> bool {
+        let (word, bit) = place(port);
+        self.slot(port).is_none() || self.shared().evtchn_mask[word].load(SeqCst) & bit != 0
+    }
+
     /// Clears the pending bit of a port and returns what it was: for waiting without an upcall, on a masked port.
     #[inline]
     pub fn take(&self, port: Port) -> bool {

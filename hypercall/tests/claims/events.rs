@@ -35,8 +35,21 @@ fn a_port_is_masked_until_it_is_made_and_after_it_was_closed() {
     assert!(fake.shared().evtchn_mask.iter().all(|word| word.load(SeqCst) == usize::MAX));
     let port = events.alloc_unbound(PEER).unwrap();
     assert_eq!(fake.shared().evtchn_mask[0].load(SeqCst), !(1 << port.0));
+    assert!(!events.is_masked(port));
     events.close(port);
     assert_eq!(fake.shared().evtchn_mask[0].load(SeqCst), usize::MAX);
+    assert!(events.is_masked(port) && events.is_masked(Port(PORTS)));
+}
+
+#[test]
+fn a_port_is_masked_from_its_dispatch_until_it_is_unmasked() {
+    let (fake, events) = channels();
+    let port = offer(&events, 2)[0];
+    fake.signal(port);
+    events.dispatch(0, |event| assert!(events.is_masked(event.port)));
+    assert!(events.is_masked(port) && !events.is_masked(Port(port.0 + 1)));
+    events.unmask(port);
+    assert!(!events.is_masked(port));
 }
 
 #[test]

@@ -38,10 +38,10 @@ pub static PROGRAMS: &[Program] = &[
     Program { name: "selftest", about: "tests the platform itself", run: selftest::run },
     Program {
         name: "fast",
-        about: "runs the scenarios within this domain: [scenario=NAME|all] [seed=N] [list=yes]",
+        about: "runs the scenarios within this domain: [scenario=NAME|block|all] [seed=N] [list=yes]",
         run: fast::run,
     },
-    Program { name: "linux", about: "uses the disk and console that a Linux dom0 serves", run: linux::run },
+    Program { name: "linux", about: "uses disks and the console that a Linux dom0 serves: [disks=N]", run: linux::run },
     Program { name: "serve", about: "serves disks in memory to other domains: [mib=N]", run: serve::run },
     Program { name: "hostile", about: "breaks every rule of the protocol on a disk: [seed=N]", run: hostile::run },
     Program {

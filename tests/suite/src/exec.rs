@@ -69,7 +69,6 @@ pub fn run<P: Platform>(nodes: &[Node<P>], world: &mut impl World, programs: Vec
     let mut idle_since = None;
     while !running.is_empty() {
         let mut moved = false;
-        nodes.iter().for_each(Node::forget_waits);
         // Each program has one turn a round, in an order of the world's choice.
         let mut turns: Vec<usize> = (0..running.len()).collect();
         let mut done = Vec::new();

@@ -33,7 +33,7 @@ struct Inner<P: Platform> {
     own: Own<P>,
     /// Events that were dispatched and that no program has taken yet.
     pending: RefCell<BTreeSet<Port>>,
-    /// Ports that programs have asked for, without an event there yet.
+    /// Ports that programs have asked for.
     waits: RefCell<BTreeSet<Port>>,
     /// Reads the bed's counter of allocations, if it has one.
     allocations_now: fn() -> u64,
@@ -113,23 +113,19 @@ impl<P: Platform> Node<P> {
     /// Tells whether an event of `port` has come since this was last asked.
     pub fn take(&self, port: Option<Port>) -> bool {
         let Some(port) = port else { return false };
-        let taken = self.inner.pending.borrow_mut().remove(&port);
-        if !taken {
-            self.inner.waits.borrow_mut().insert(port);
-        }
-        taken
+        // Even if there is one: the program may wait after this for the next. And for good, as a program that waits isn't asked again for
+        // what.
+        self.inner.waits.borrow_mut().insert(port);
+        self.inner.pending.borrow_mut().remove(&port)
     }
 
-    /// Returns the ports whose events can wake a program up.
+    /// Returns the ports whose events can wake a program up. Of a masked port none comes, though it may have an event for ever: that of a
+    /// ring whose other end has broken it. One that is closed is masked.
     pub fn waits(&self) -> Vec<Port> {
-        let mut ports: Vec<Port> = self.inner.waits.borrow().iter().copied().collect();
+        let waits = self.inner.waits.borrow();
+        let mut ports: Vec<Port> = waits.iter().copied().filter(|port| !self.own().events.is_masked(*port)).collect();
         ports.push(self.store().port());
         ports
-    }
-
-    /// Forgets what [`waits`](Self::waits) says, before programs ask anew.
-    pub fn forget_waits(&self) {
-        self.inner.waits.borrow_mut().clear();
     }
 
     /// Returns how much has reached the domain so far.
@@ -154,5 +150,52 @@ impl<P: Platform> Node<P> {
             Poll::Pending
         })
         .await;
+    }
+}
+
+#[cfg(all(test, not(target_os = "none")))]
+mod tests {
+    use hypercall::event::Channel;
+    use mock::{Config, Domain};
+
+    use super::*;
+    use crate::on_mock::MockBed;
+
+    /// A domain, and the two ends of a channel that it offers to another.
+    fn channel() -> (MockBed, Channel<EventChannels<Domain>>, Channel<EventChannels<Domain>>) {
+        let bed = MockBed::new(Config::deterministic(1));
+        let offered = Channel::offer(&bed.front.own().events, bed.back.id()).unwrap();
+        let bound = Channel::bind(&bed.back.own().events, bed.front.id(), offered.port()).unwrap();
+        (bed, offered, bound)
+    }
+
+    #[test]
+    fn a_port_is_waited_for_again_after_its_event() {
+        let (bed, own, other) = channel();
+        let (node, port) = (&bed.front, own.port());
+        assert_eq!(node.waits(), [node.store().port()], "nobody has asked for it");
+        for _ in 0..2 {
+            other.notify();
+            // Whoever goes to sleep right after an event has the next one to wait for, for as long as it sleeps.
+            assert!(node.deliver() && node.take(Some(port)));
+            own.unmask();
+            assert!(node.waits().contains(&port));
+            assert!(!node.deliver() && node.waits().contains(&port));
+        }
+    }
+
+    #[test]
+    fn a_masked_port_and_a_closed_one_are_not_waited_for() {
+        let (bed, own, other) = channel();
+        let (node, port) = (&bed.front, own.port());
+        other.notify();
+        assert!(node.deliver() && node.take(Some(port)));
+        // Pending again, and whoever waited for it would wait for no moment.
+        other.notify();
+        assert!(!node.waits().contains(&port));
+        own.unmask();
+        assert!(node.waits().contains(&port));
+        drop(own);
+        assert!(!node.waits().contains(&port));
     }
 }

@@ -101,6 +101,20 @@ pub fn all<P: Platform, W: World>() -> Vec<Scenario<P, W>> {
     ]
 }
 
+/// The scenarios of disks.
+pub const BLOCK: [&str; 4] = ["block", "reattach", "features", "readonly"];
+
+/// Returns the scenarios that a word means: "all" of them, those of disks for "block", else the one of that name.
+pub fn meant<P: Platform, W: World>(word: &str) -> Vec<Scenario<P, W>> {
+    let mut scenarios = all();
+    scenarios.retain(|scenario| match word {
+        "all" => true,
+        "block" => BLOCK.contains(&scenario.name),
+        name => name == scenario.name,
+    });
+    scenarios
+}
+
 /// Returns `len` bytes that depend on the seed.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     // A linear congruential generator's upper half is random enough to tell one sector from another.

@@ -1,9 +1,9 @@
 //! Every scenario on the mock, each with several seeds.
 #![cfg(not(target_os = "none"))]
 
-use mock::{Config, DomainConfig};
-use suite::on_mock::{MockBed, seeds};
-use suite::scenarios;
+use mock::{Config, Domain, DomainConfig};
+use suite::on_mock::{Mock, MockBed, seeds};
+use suite::scenarios::{self, Scenario};
 
 #[global_allocator]
 static ALLOCATOR: mock::alloc::Counting = mock::alloc::Counting;
@@ -20,6 +20,16 @@ fn every_seed(name: &str) {
             panic!("scenario {name}: {failure}");
         }
     }
+}
+
+#[test]
+fn a_word_means_one_scenario_or_those_of_disks_or_all() {
+    let meant = |word| scenarios::meant(word).iter().map(|scenario: &Scenario<Domain, Mock>| scenario.name).collect();
+    let (all, disks, one, none): (Vec<_>, Vec<_>, Vec<_>, Vec<_>) =
+        (meant("all"), meant("block"), meant("net"), meant("nothing"));
+    assert_eq!(all.len(), scenarios::all::<Domain, Mock>().len());
+    assert_eq!(disks, scenarios::BLOCK);
+    assert_eq!((one, none), (vec!["net"], vec![]));
 }
 
 #[test]

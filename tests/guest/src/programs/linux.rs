@@ -1,5 +1,6 @@
 //! The guest of a Linux dom0: hashes the disk that Linux serves, writes to it, answers on its console, lets the disk be
-//! detached, and shuts down when the toolstack asks: `linux`.
+//! detached, and shuts down when the toolstack asks: `linux [disks=N]`. With more than one disk, each comes when the one before it is
+//! gone, and is used in another way.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -13,8 +14,9 @@ use suite::block::{Client, XVDA, hex, pattern_word};
 use suite::exec::{Program, run as run_programs};
 use suite::node::Node;
 use suite::{Context, Failure};
-use xbd::SECTOR;
+use xbd::front::{Config, Counters};
 use xbd::protocol::Operation;
+use xbd::{MAX_SEGMENTS, SECTOR};
 use xencons::front::{Console, panic_write};
 
 use super::Args;
@@ -29,16 +31,80 @@ const PATTERN_BYTES: u64 = 1 << 20;
 /// How long a line waits for room in the console's ring before it is dropped.
 const CONSOLE_PATIENCE_NS: u64 = 2_000_000_000;
 
+/// A way of using a disk.
+#[derive(Debug)]
+pub(super) struct Way {
+    /// The disk's name, and its number.
+    pub(super) name: &'static str,
+    pub(super) device: u32,
+    pub(super) config: Config,
+    /// Pages of an I/O.
+    io_pages: usize,
+    /// Bytes at the disk's end that are written.
+    written: u64,
+    /// All that a disk is offered to do is done to it: barrier, discard.
+    all: bool,
+}
+
+const LARGE: Config = Config { max_queues: 2, max_ring_pages: 16, ..Config::DEFAULT };
+
+/// The first is the life of a plain disk; for the others, a back end offers all it can.
+pub(super) const WAYS: [Way; 4] = [
+    Way {
+        name: "xvda",
+        device: XVDA,
+        config: Config::DEFAULT,
+        io_pages: MAX_SEGMENTS,
+        written: PATTERN_BYTES,
+        all: false,
+    },
+    // More pages than a request of Linux's has: each I/O is several requests.
+    Way { name: "xvdb", device: XVDA + 16, config: LARGE, io_pages: 300, written: u64::MAX, all: true },
+    Way {
+        name: "xvdc",
+        device: XVDA + 32,
+        config: Config { persistent: true, ..LARGE },
+        io_pages: 300,
+        written: u64::MAX,
+        all: true,
+    },
+    Way {
+        name: "xvdd",
+        device: XVDA + 48,
+        config: Config { trusted: false, max_ring_pages: 2, ..LARGE },
+        io_pages: 20,
+        written: u64::MAX,
+        all: true,
+    },
+];
+
+impl Way {
+    /// Returns what is written to a disk of that many sectors, and where its words begin: each way has words of its own.
+    const fn begin(&self, sectors: u64) -> (u64, u64) {
+        let written = self.written / SECTOR as u64;
+        (sectors - if sectors < written { sectors } else { written }, ((self.device - XVDA) as u64) << 20)
+    }
+
+    /// Returns what is discarded of a disk of that many sectors: a quarter of it, in large units.
+    fn discarded(&self, sectors: u64) -> core::ops::Range<u64> {
+        let quarter = sectors / 4 / 8 * 8;
+        quarter..2 * quarter
+    }
+}
+
 type Cons = Console<EventChannels<Bare>, Shared<'static>>;
 
 /// The console that the driver has taken over.
 static CONSOLE: Mutex<Option<Cons>> = Mutex::new(None);
 
-pub(super) fn run(_: &Args<'_>) -> Result<(), String> {
+pub(super) fn run(args: &Args<'_>) -> Result<(), String> {
+    let disks = args.number("disks", 1)?;
+    let ways = usize::try_from(disks).ok().and_then(|disks| WAYS.get(..disks));
+    let ways = ways.ok_or_else(|| format!("disks={disks}: there are {} ways to use one", WAYS.len()))?;
     let node = outside::node()?;
     let console_port = take_console(&services()?);
     println!("xenlab: ready");
-    let life = Program::new("domU", live(&node, console_port));
+    let life = Program::new("domU", live(&node, console_port, ways));
     run_programs(core::slice::from_ref(&node), &mut Outside, [life].into()).map_err(|failure| failure.to_string())?;
     match node.allocations() {
         0 => Ok(()),
@@ -95,21 +161,23 @@ fn put(console: &mut Cons, mut bytes: &[u8], deadline_ns: u64) -> bool {
     true
 }
 
-async fn live(node: &Node<Bare>, console_port: Port) -> Result<(), Failure> {
+async fn live(node: &Node<Bare>, console_port: Port, ways: &[Way]) -> Result<(), Failure> {
     let administrator = Administrator::new(node)?;
-    let mut disk = Some(use_disk(node).await?);
+    let mut ways = ways.iter();
+    let mut disk = use_next(node, ways.next()).await?;
     let mut line = Vec::new();
     loop {
         let seen = node.happened();
         if node.take(Some(console_port)) {
             answer(&mut line).await?;
         }
-        if let Some(used) = &mut disk {
+        if let Some((_, used)) = &mut disk {
             used.follow()?;
         }
-        if let Some(used) = disk.take_if(|used| used.close_wanted()) {
+        if let Some((way, used)) = disk.take_if(|(_, used)| used.close_wanted()) {
             used.close().await?;
-            println!("xenlab: detached xvda");
+            println!("xenlab: detached {}", way.name);
+            disk = use_next(node, ways.next()).await?;
         }
         if administrator.wants_the_end()? {
             return Ok(());
@@ -120,33 +188,57 @@ async fn live(node: &Node<Bare>, console_port: Port) -> Result<(), Failure> {
     }
 }
 
-/// Hashes the disk, writes the pattern to its end, and hashes it again.
-async fn use_disk(node: &Node<Bare>) -> Result<Client<Bare>, Failure> {
-    let mut disk = Client::attach(node, XVDA).await?;
+/// Uses a disk, once it is there.
+async fn use_next<'a>(node: &Node<Bare>, way: Option<&'a Way>) -> Result<Option<(&'a Way, Client<Bare>)>, Failure> {
+    let Some(way) = way else { return Ok(None) };
+    Ok(Some((way, use_disk(node, way).await.context(way.name)?)))
+}
+
+/// Hashes a disk, writes to it, and hashes it again.
+async fn use_disk(node: &Node<Bare>, way: &Way) -> Result<Client<Bare>, Failure> {
+    let name = way.name;
+    let mut disk = Client::attach_with(node, way.device, way.config).await?;
+    disk.set_io_pages(way.io_pages);
     let sectors = disk.disk().sectors;
-    println!("xenlab: xvda sectors={sectors}");
-    println!("xenlab: sha256 before {}", hex(&disk.sha256().await?));
-    let begin = sectors - sectors.min(PATTERN_BYTES / SECTOR as u64);
-    disk.transfer(Operation::Write, begin..sectors, |sector, buffer| fill(begin, sector, buffer), |_, _| {}).await?;
+    println!("xenlab: {name} sectors={sectors}");
+    println!("xenlab: {name} before {}", hex(&disk.sha256().await?));
+    let (begin, word) = way.begin(sectors);
+    let fill = |sector, buffer: &PageBuf<Bare>| fill(word, sector - begin, buffer);
+    disk.transfer(Operation::Write, begin..sectors, fill, |_, _| {}).await?;
+    if way.all && disk.disk().barrier {
+        disk.barrier().await?;
+    }
+    if way.all && disk.disk().discard.is_some() {
+        disk.discard(way.discarded(sectors), false).await?;
+    }
     disk.flush().await?;
-    println!("xenlab: sha256 after {}", hex(&disk.sha256().await?));
-    let counters = disk.counters();
-    println!("xenlab: {} requests, {} notifications", counters.requests, counters.notifications);
+    println!("xenlab: {name} after {}", hex(&disk.sha256().await?));
+    let Counters { requests, indirect, bounced_bytes, flushes, discards, notifications, .. } = disk.counters();
+    println!(
+        "xenlab: {name} used queues={} requests={requests} indirect={indirect} copied={bounced_bytes} flushes={flushes} \
+         discards={discards} notifications={notifications}",
+        disk.queues(),
+    );
     Ok(disk)
 }
 
 /// Does to a whole disk in memory what the program does to its disk.
-pub(super) fn write_pattern(disk: &mut [u8]) {
-    let begin = disk.len() - disk.len().min(PATTERN_BYTES as usize);
-    for (index, word) in disk[begin..].as_chunks_mut().0.iter_mut().enumerate() {
-        *word = pattern_word(index as u64).to_le_bytes();
+pub(super) fn write_pattern(way: &Way, disk: &mut [u8]) {
+    let sectors = (disk.len() / SECTOR) as u64;
+    let (begin, first) = way.begin(sectors);
+    for (index, word) in disk[begin as usize * SECTOR..].as_chunks_mut().0.iter_mut().enumerate() {
+        *word = pattern_word(first + index as u64).to_le_bytes();
+    }
+    if way.all {
+        let discarded = way.discarded(sectors);
+        disk[discarded.start as usize * SECTOR..discarded.end as usize * SECTOR].fill(0);
     }
 }
 
-/// Puts the pattern into a buffer: words that are numbered from `begin`, little endian.
-fn fill(begin: u64, sector: u64, buffer: &PageBuf<Bare>) {
+/// Puts the pattern into a buffer: words that are numbered from `first` where the pattern begins, `sector` sectors before the buffer.
+fn fill(first: u64, sector: u64, buffer: &PageBuf<Bare>) {
     const WORD: u64 = size_of::<u64>() as u64;
-    let first = (sector - begin) * SECTOR as u64 / WORD;
+    let first = first + sector * SECTOR as u64 / WORD;
     for index in 0..buffer.len() as u64 / WORD {
         buffer.shared().write((index * WORD) as usize, &pattern_word(first + index).to_le_bytes());
     }

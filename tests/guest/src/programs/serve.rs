@@ -8,11 +8,12 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use hypercall::Platform;
 use suite::block::Memory;
 use suite::exec::{Program, run as run_programs};
 use suite::node::{Node, Own};
 use suite::{Context, Failure, ensure};
-use xbd::back::{Back, Change, Config};
+use xbd::back::{Back, Change, Config, Counters};
 use xenbus::device::{Enumerator, Hotplug};
 use xenbus::store::{Store, Tx};
 
@@ -59,6 +60,25 @@ struct Server {
 struct Device {
     disk: String,
     back: Back<Own<Bare>, Memory>,
+    /// What was done for the front end that is there, or was last.
+    counters: Counters,
+    /// Sectors that the disk had discarded before this device came.
+    discarded: u64,
+}
+
+impl Device {
+    /// Tells what was done for the front end, and returns the disk with its name.
+    fn end(self) -> (String, Memory) {
+        let Self { disk, back, counters, discarded } = self;
+        let store = back.into_store();
+        let Counters { requests, indirect, flushes, discards, refused, unmappable, reused, .. } = counters;
+        println!(
+            "xenlab: disk {disk} served requests={requests} indirect={indirect} flushes={flushes} discards={discards} \
+             discarded={} reused={reused} refused={refused} unmappable={unmappable}",
+            store.discarded() - discarded,
+        );
+        (disk, store)
+    }
 }
 
 impl Server {
@@ -114,9 +134,10 @@ impl Server {
                 }
             },
         };
+        let discarded = disk.discarded();
         let back = Back::new(self.node.own(), path, disk, CONFIG).context(path)?;
         println!("xenlab: {path}: disk {name}, {} bytes", self.size);
-        self.devices.push(Device { disk: name, back });
+        self.devices.push(Device { disk: name, back, counters: Counters::default(), discarded });
         Ok(())
     }
 
@@ -125,7 +146,8 @@ impl Server {
         let node = &self.node;
         let mut more = false;
         let mut over = Vec::new();
-        for (index, Device { back, .. }) in self.devices.iter_mut().enumerate() {
+        let now = Bare.now_ns();
+        for (index, Device { back, counters, .. }) in self.devices.iter_mut().enumerate() {
             let busy = back.store_busy();
             for queue in 0..back.queues() {
                 if !node.take(back.port(queue)) && !busy {
@@ -139,15 +161,20 @@ impl Server {
                     self.allocations += pages::allocations() - before;
                 }
             }
+            back.tend(now);
+            if let Some(now) = back.counters() {
+                *counters = now;
+            }
             if (back.device().changed() || back.closing()) && matches!(back.step(), Ok(Change::Removed)) {
                 over.push(index);
             }
             more |= back.store_busy();
         }
         for index in over.into_iter().rev() {
-            let Device { disk, back } = self.devices.swap_remove(index);
-            let path = String::from(back.device().path());
-            self.idle.insert(disk, back.into_store());
+            let device = self.devices.swap_remove(index);
+            let path = String::from(device.back.device().path());
+            let (disk, store) = device.end();
+            self.idle.insert(disk, store);
             println!("xenlab: {path}: gone");
             // Whoever makes the same device again at once is not told of as new: the list of devices is the same as before.
             self.add(&path)?;

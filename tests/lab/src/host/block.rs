@@ -79,23 +79,27 @@ pub(crate) fn run(timeout: u64, verbose: bool) -> Result<()> {
     domu.file(b"init", 0o755, DOMU_INIT)?;
     let domu = domu.finish()?;
     let mib = MIB.to_string();
-    let files = [("vmlinuz", &*kernel), ("domu.cpio", &*domu), ("job.mib", mib.as_bytes())];
-    let machine = machine(&beds, elf, JOB, timeout, &files)?;
+    let files = [("vmlinux", &*kernel), ("domu.cpio", &*domu), ("job.mib", mib.as_bytes())];
+    let machine = machine(&beds, 1, elf, JOB, timeout, &files)?;
     let started = Instant::now();
     let run = watch(machine, timeout, verbose, DOMAINS)?;
-    let discards = judge(&run, timeout)?;
+    let served = judge(&run, timeout)?;
     for (_, done) in STEPS {
         println!("  ok  {done}");
     }
-    if !discards {
-        println!("  --  nothing was trimmed: the back end does not offer to discard");
+    for (disk, did) in served {
+        let did: Vec<_> = did.iter().map(|(what, count)| format!("{what} {count}")).collect();
+        println!("  ok  disk {disk}: {}", did.join(", "));
     }
     println!("passed on real Xen with Linux: we served its front end ({:.1} s)", started.elapsed().as_secs_f64());
     Ok(())
 }
 
-/// Turns a machine's end and what it said into the result of the run: whether disks were trimmed.
-fn judge(run: &Run, timeout: u64) -> Result<bool> {
+/// What the back end has done for a disk, by the words of its counters.
+type Served<'a> = BTreeMap<&'a str, u64>;
+
+/// Turns a machine's end and what it said into the result of the run: what was done for each disk.
+fn judge(run: &Run, timeout: u64) -> Result<BTreeMap<&'static str, Served<'_>>> {
     judge_end(run, timeout)?;
     let report = Report::read(&run.lines);
     let last = said_in_dom0(&run.lines);
@@ -113,26 +117,26 @@ fn judge(run: &Run, timeout: u64) -> Result<bool> {
         }
     }
     let mut told: BTreeMap<_, _> = told.into_iter().map(|(who, steps)| (who, steps.into_iter())).collect();
-    // What each disk holds, by its SHA-256.
+    // What each disk holds, by its SHA-256, and how many of its bytes were trimmed.
     let mut sums: BTreeMap<&str, &str> = BTreeMap::new();
-    let mut trimmed = false;
+    let mut trimmed: BTreeMap<&str, u64> = BTreeMap::new();
     for Visit { domain, device, target, again } in VISITS {
-        let features = features(&run.lines, domain, device)?;
-        let discards = features.contains(&"feature-discard=1");
-        trimmed |= discards;
+        judge_features(&run.lines, domain, device)?;
         let before = sums.remove(target).unwrap_or_default();
         let mut steps = told.get_mut(&(*domain, *device)).into_iter().flatten();
         for wanted in if *again { AGAIN } else { FIRST } {
             let step = steps.next().with_context(|| format!("{domain} has not told that {device} was {wanted}"))?;
             let (step, value) = step.split_once(' ').unwrap_or((step, ""));
             ensure!(step == *wanted, "{domain} told that {device} was {step}: {wanted} was expected");
+            let bytes = value.strip_suffix(" bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
             let holds = match step {
                 "opened" => value == before,
                 "closed" => value.len() == SUM && value != before,
-                "trimmed" => (value != "none") == discards,
+                "trimmed" => bytes > 0,
                 _ => true,
             };
-            ensure!(holds, "{domain}: {device} {step} {value}; before: {before:?}, features: {features:?}");
+            ensure!(holds, "{domain}: {device} {step} {value}; before: {before:?}");
+            *trimmed.entry(target).or_default() += bytes;
             if step == "closed" {
                 sums.insert(target, value);
             }
@@ -146,17 +150,39 @@ fn judge(run: &Run, timeout: u64) -> Result<bool> {
         let read = run.lines.iter().find_map(|line| line.strip_prefix(&format!("xenlab-dom0: image {target} ")));
         ensure!(read == Some(sum), "dom0 read {read:?} from the disk {target}, but {sum} was left there");
     }
-    Ok(trimmed)
+    trimmed.into_iter().map(|(target, bytes)| Ok((target, judge_served(&run.lines, target, bytes)?))).collect()
 }
 
-/// Returns what the back end of a device has offered.
-fn features<'a>(lines: &'a [String], domain: &str, device: &str) -> Result<Vec<&'a str>> {
+/// Judges what the driver domain says that it did for a disk, of which so many bytes were trimmed.
+fn judge_served<'a>(lines: &'a [String], target: &str, trimmed: u64) -> Result<Served<'a>> {
+    let start = format!("driver: xenlab: disk {target} served ");
+    let mut served = Served::new();
+    for word in lines.iter().filter_map(|line| line.strip_prefix(&start)).flat_map(str::split_whitespace) {
+        let (what, count) = word.split_once('=').with_context(|| format!("disk {target}: {word:?} is no counter"))?;
+        *served.entry(what).or_default() += count.parse::<u64>().with_context(|| format!("disk {target}: {word}"))?;
+    }
+    let count = |what| served.get(what).copied().unwrap_or(0);
+    for what in ["requests", "indirect", "flushes", "discards", "reused"] {
+        ensure!(count(what) > 0, "disk {target}: the back end counts no {what}: {served:?}");
+    }
+    // Whatever a liar has beside them, Linux's front ends are honest.
+    let turned_away = count("refused") + count("unmappable");
+    ensure!(turned_away == 0, "disk {target}: the back end turned {turned_away} request(s) away: {served:?}");
+    let discarded = count("discarded").saturating_mul(512);
+    ensure!(discarded >= trimmed, "disk {target}: {trimmed} bytes were trimmed, {discarded} discarded: {served:?}");
+    Ok(served)
+}
+
+/// Fails if the back end of a device has not offered what Linux can use.
+fn judge_features(lines: &[String], domain: &str, device: &str) -> Result<()> {
     let start = format!("xenlab-dom0: features {domain} {device} ");
-    let features = lines.iter().find_map(|line| line.strip_prefix(&start));
-    let features: Vec<_> =
-        features.with_context(|| format!("no features of {device} in {domain}"))?.split(' ').collect();
-    ensure!(features.contains(&"feature-flush-cache=1"), "{device} in {domain} can't be flushed: {features:?}");
-    Ok(features)
+    let offered = lines.iter().find_map(|line| line.strip_prefix(&start));
+    let offered = offered.with_context(|| format!("no features of {device} in {domain}"))?;
+    for wanted in ["feature-flush-cache=1", "feature-discard=1", "feature-persistent=1"] {
+        let found = offered.split(' ').any(|feature| feature == wanted);
+        ensure!(found, "{device} in {domain} has no {wanted}: {offered}");
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -167,13 +193,16 @@ mod tests {
     use super::*;
     use crate::host::qemu::End;
 
+    const FEATURES: &str = "feature-discard=1 feature-flush-cache=1 feature-persistent=1 sector-size=512";
+    const SERVED: &str = "requests=9 indirect=2 flushes=3 discards=1 discarded=8 reused=5 refused=0 unmappable=0";
+
     /// What a good run says; each sum is 64 times its disk's letter, and after the second visit 64 times "e".
     fn good() -> Vec<String> {
         let mut lines = vec!["xenlab-dom0: up".to_owned()];
         for (index, Visit { domain, device, target, again }) in VISITS.iter().enumerate() {
             for step in if *again { AGAIN } else { FIRST } {
                 let value = match *step {
-                    "trimmed" => " none".to_owned(),
+                    "trimmed" => " 2048 bytes".to_owned(),
                     "closed" if *again => format!(" {}", "e".repeat(SUM)),
                     "opened" | "closed" => format!(" {}", target.repeat(SUM)),
                     _ => String::new(),
@@ -182,26 +211,25 @@ mod tests {
             }
             match index {
                 0 => lines.push("one: xenlab: xvda gone".to_owned()),
-                _ => {
-                    lines.push(format!("xenlab-dom0: features {domain} {device} feature-flush-cache=1 sector-size=512"))
-                }
+                _ => lines.push(format!("xenlab-dom0: features {domain} {device} {FEATURES}")),
             }
         }
         lines.extend(STEPS.iter().map(|(key, _)| format!("xenlab-dom0: {key} ok")));
         for (target, sum) in [("a", "e"), ("b", "b"), ("c", "c"), ("d", "d")] {
             lines.push(format!("xenlab-dom0: image {target} {}", sum.repeat(SUM)));
+            lines.push(format!("driver: xenlab: disk {target} served {SERVED}"));
         }
         lines.push("xenlab-dom0: status 0".to_owned());
         lines
     }
 
-    fn verdict(lines: Vec<String>) -> Result<bool, String> {
+    fn verdict(lines: Vec<String>) -> Result<(), String> {
         let run = Run { lines, end: End::Exited(ExitStatus::from_raw(0)) };
-        judge(&run, 9).map_err(|error| format!("{error:#}"))
+        judge(&run, 9).map(drop).map_err(|error| format!("{error:#}"))
     }
 
     /// A good run with each `from` replaced.
-    fn other(from: &str, to: &str) -> Result<bool, String> {
+    fn other(from: &str, to: &str) -> Result<(), String> {
         let lines = good();
         assert!(lines.iter().any(|line| line.contains(from)), "no {from:?}");
         verdict(lines.iter().map(|line| line.replace(from, to)).collect())
@@ -209,7 +237,14 @@ mod tests {
 
     #[test]
     fn a_whole_good_run_passes() {
-        assert_eq!(verdict(good()), Ok(false));
+        assert_eq!(verdict(good()), Ok(()));
+        let mut lines = good();
+        lines.push(format!("driver: xenlab: disk a served {SERVED}"));
+        let run = Run { lines, end: End::Exited(ExitStatus::from_raw(0)) };
+        let served = judge(&run, 9).unwrap();
+        assert_eq!(served.keys().copied().collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+        // All of a disk's devices together.
+        assert_eq!((served["a"]["requests"], served["b"]["requests"]), (18, 9));
     }
 
     #[test]
@@ -236,11 +271,30 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_trimmed_if_and_only_if_its_back_end_discards() {
-        assert!(other("trimmed none", "trimmed 4096 bytes").unwrap_err().contains("trimmed"));
-        assert!(other("sector-size=512", "feature-discard=1").unwrap_err().contains("trimmed"));
-        let lines = good().into_iter().map(|line| line.replace("sector-size=512", "feature-discard=1"));
-        assert_eq!(verdict(lines.map(|line| line.replace("trimmed none", "trimmed 4096 bytes")).collect()), Ok(true));
+    fn a_disk_is_offered_to_be_trimmed_and_is() {
+        assert!(other("trimmed 2048 bytes", "trimmed none").unwrap_err().contains("trimmed none"));
+        assert!(other("trimmed 2048 bytes", "trimmed 0 bytes").unwrap_err().contains("trimmed 0"));
+        for feature in ["feature-flush-cache=1", "feature-discard=1", "feature-persistent=1"] {
+            let message = other(feature, "feature-other=1").unwrap_err();
+            assert!(message.contains(&format!("has no {feature}")), "{message}");
+        }
+        // The back end has to have seen it.
+        assert!(other("discarded=8", "discarded=7").unwrap_err().contains("4096 bytes were trimmed, 3584 discarded"));
+    }
+
+    #[test]
+    fn each_counter_of_the_back_end_counts() {
+        for counter in ["requests=9", "indirect=2", "flushes=3", "discards=1", "reused=5"] {
+            let (what, _) = counter.split_once('=').unwrap();
+            let message = other(counter, &format!("{what}=0")).unwrap_err();
+            assert!(message.contains(&format!("counts no {what}")), "{message}");
+        }
+        for what in ["refused", "unmappable"] {
+            let message = other(&format!("{what}=0"), &format!("{what}=1")).unwrap_err();
+            assert!(message.contains("request(s) away"), "{message}");
+        }
+        assert!(other("requests=9", "requests").unwrap_err().contains("no counter"));
+        assert!(other("requests=9", "requests=x").unwrap_err().contains("requests=x"));
     }
 
     #[test]
@@ -250,6 +304,5 @@ mod tests {
         assert!(verdict(twice).unwrap_err().contains("more than was expected"));
         let failed = other("xenlab-dom0: liar ok", "xenlab-dom0: failed liar: gone");
         assert!(failed.unwrap_err().contains("liar: gone"));
-        assert!(other("feature-flush-cache=1", "feature-flush-cache=0").unwrap_err().contains("can't be flushed"));
     }
 }

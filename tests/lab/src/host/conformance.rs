@@ -100,7 +100,7 @@ fn play(script: Script, beds: &Beds, args: &Args) -> Result<Run> {
             machine.boot(elf, "conformance", None);
             machine
         }
-        Script::Xenstore => linux::machine(beds, elf, JOB, args.timeout, &[])?,
+        Script::Xenstore => linux::machine(beds, 1, elf, JOB, args.timeout, &[])?,
     };
     let spinner = ProgressBar::new_spinner().with_message(script.about());
     spinner.enable_steady_tick(Duration::from_millis(100));

@@ -15,7 +15,7 @@ const ENDS: &[(i32, &str)] = &[(35, "failed"), (37, "panicked"), (39, "faulted")
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The scenario to run
+    /// The scenario to run; "block" is all those of disks
     #[arg(default_value = "all")]
     scenario: String,
     /// Seed of all that the scenarios choose at random

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::host::cpio::Archive;
 use crate::host::qemu::{End, Machine, Run, tail};
 use crate::host::setup::Beds;
-use crate::host::{block, crash, guest};
+use crate::host::{block, crash, guest, ways};
 
 const INIT: &[u8] = include_bytes!("../../dom0/init");
 const DISK_JOB: &[u8] = include_bytes!("../../dom0/disk-job");
@@ -33,6 +33,9 @@ const STEPS: &[(&str, &str)] = &[
     ("after", "dom0 read what the guest wrote"),
     ("console", "console input reached the guest"),
     ("detach", "the disk was detached"),
+    ("xvdb", "another disk came, was used with all that Linux offers, and went"),
+    ("xvdc", "the same, with pages that stay mapped"),
+    ("xvdd", "the same, with pages in which nothing else is"),
     ("shutdown", "xl shutdown ended the guest"),
 ];
 
@@ -95,12 +98,14 @@ fn run_disk(args: &Args, image: &Path) -> Result<()> {
     let elf = guest::build()?;
     let expected = expect(&mut image)?;
 
-    let mut machine = machine(&beds, elf, DISK_JOB, args.timeout, &[])?;
+    let bytes = ways::BYTES.to_string();
+    // As many queues as Linux has processors.
+    let mut machine = machine(&beds, 2, elf, DISK_JOB, args.timeout, &[("job.bytes", bytes.as_bytes())])?;
     machine.disk(image);
     let started = Instant::now();
     let run = watch(machine, args.timeout, args.verbose, &["guest"])?;
-    judge(&run, &expected, args.timeout)?;
-    for (_, done) in STEPS {
+    let ways = judge(&run, &expected, args.timeout)?;
+    for done in STEPS.iter().map(|(_, done)| *done).chain(ways.iter().map(String::as_str)) {
         println!("  ok  {done}");
     }
     println!("passed on real Xen with Linux: SHA-256 as expected, twice ({:.1} s)", started.elapsed().as_secs_f64());
@@ -125,12 +130,20 @@ pub(crate) fn watch(machine: Machine, timeout: u64, verbose: bool, domains: &[&s
     Ok(run)
 }
 
-/// Returns the machine whose dom0 runs `job` with the guest, and has these `files` at its root.
+/// Returns the machine whose dom0 has so many processors, runs `job` with the guest, and has these `files` at its root.
 ///
 /// # Errors
 /// The bed is incomplete, or there is no room for dom0's initrd.
-pub(crate) fn machine(beds: &Beds, elf: File, job: &[u8], timeout: u64, files: &[(&str, &[u8])]) -> Result<Machine> {
-    let mut machine = Machine::new(beds, 2, "dom0_mem=1536M,max:1536M dom0_max_vcpus=1 guest_loglvl=all");
+pub(crate) fn machine(
+    beds: &Beds,
+    vcpus: u32,
+    elf: File,
+    job: &[u8],
+    timeout: u64,
+    files: &[(&str, &[u8])],
+) -> Result<Machine> {
+    let options = format!("dom0_mem=1536M,max:1536M dom0_max_vcpus={vcpus} guest_loglvl=all");
+    let mut machine = Machine::new(beds, 2, &options);
     let kernel = File::open(beds.linux()).context("the bed has no Linux; remove its folder and set up again")?;
     machine.boot(kernel, "console=hvc0 quiet", Some(initrd(beds, elf, job, timeout, files)?));
     Ok(machine)
@@ -154,7 +167,12 @@ fn open_image(path: &Path) -> Result<File> {
 
 /// What the guest writes into the last [`PATTERN_BYTES`] of the disk.
 fn pattern() -> Vec<u8> {
-    (0..PATTERN_BYTES as u64 / 8).flat_map(|index| (PATTERN_TAG | index).to_le_bytes()).collect()
+    (0..PATTERN_BYTES as u64 / 8).flat_map(|index| word(index).to_le_bytes()).collect()
+}
+
+/// A word that the guest writes.
+pub(crate) const fn word(index: u64) -> u64 {
+    PATTERN_TAG | index
 }
 
 /// Works out what the guest and dom0 must see on the disk.
@@ -178,7 +196,7 @@ fn expect(image: &mut File) -> Result<Expected> {
     Ok(Expected { sectors: bytes / 512, before: hex(before), after: hex(after) })
 }
 
-fn hex(hash: Sha256) -> String {
+pub(crate) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -233,8 +251,8 @@ impl<'a> Report<'a> {
         let claims = [
             ("the guest's sectors", self.guest("xvda sectors="), &sectors),
             ("SHA-256 of the disk in dom0", self.dom0("before"), &expected.before),
-            ("SHA-256 of the disk in the guest", self.guest("sha256 before "), &expected.before),
-            ("SHA-256 in the guest after its write", self.guest("sha256 after "), &expected.after),
+            ("SHA-256 of the disk in the guest", self.guest("xvda before "), &expected.before),
+            ("SHA-256 in the guest after its write", self.guest("xvda after "), &expected.after),
             ("SHA-256 in dom0 after the guest's write", self.dom0("after"), &expected.after),
         ];
         for (what, found, expected) in claims {
@@ -258,8 +276,8 @@ pub(crate) fn said_in_dom0(lines: &[String]) -> String {
     }
 }
 
-/// Turns a machine's end and what it said into the result of the run.
-fn judge(run: &Run, expected: &Expected, timeout: u64) -> Result<()> {
+/// Turns a machine's end and what it said into the result of the run; returns what there is to tell of it.
+fn judge(run: &Run, expected: &Expected, timeout: u64) -> Result<Vec<String>> {
     judge_end(run, timeout)?;
     let report = Report::read(&run.lines);
     let last = said_in_dom0(&run.lines);
@@ -267,7 +285,8 @@ fn judge(run: &Run, expected: &Expected, timeout: u64) -> Result<()> {
         ensure!(report.dom0(key).is_some(), "the job stopped before this: {done}; last lines:\n{last}");
     }
     judge_status(&report, &last)?;
-    report.compare(expected)
+    report.compare(expected)?;
+    ways::judge(&run.lines)
 }
 
 /// Turns the end of a machine, whose job has no more to tell than that it went well, into the result of the run.
@@ -344,27 +363,34 @@ mod tests {
         Expected { sectors: 2048, before: "aa".to_owned(), after: "bb".to_owned() }
     }
 
-    const GOOD: &str = "\
+    /// What a good run says, before the other ways of using a disk and after them.
+    const BEGIN: &str = "\
 xenlab-dom0: up
 xenlab-dom0: before aa
 xenlab-dom0: create ok
 guest: xenlab: ready
 guest: xenlab: xvda sectors=2048
-guest: xenlab: sha256 before aa
-guest: xenlab: sha256 after bb
+guest: xenlab: xvda before aa
+guest: xenlab: xvda after bb
 xenlab-dom0: after bb
 guest: xenlab: console got hello
 xenlab-dom0: console ok
 guest: xenlab: detached xvda
 xenlab-dom0: detach ok
+";
+    const END: &str = "\
 guest: xenlab: shutdown
 xenlab-dom0: shutdown ok
 xenlab-dom0: status 0
 ";
 
+    fn good() -> String {
+        format!("{BEGIN}{}{END}", ways::tests::good())
+    }
+
     fn verdict(text: &str, end: End) -> Result<(), String> {
         let run = Run { lines: text.lines().map(str::to_owned).collect(), end };
-        judge(&run, &expected(), 9).map_err(|error| format!("{error:#}"))
+        judge(&run, &expected(), 9).map(drop).map_err(|error| format!("{error:#}"))
     }
 
     fn good_end() -> End {
@@ -373,7 +399,7 @@ xenlab-dom0: status 0
 
     #[test]
     fn a_whole_good_run_passes() {
-        assert_eq!(verdict(GOOD, good_end()), Ok(()));
+        assert_eq!(verdict(&good(), good_end()), Ok(()));
     }
 
     #[test]
@@ -381,11 +407,12 @@ xenlab-dom0: status 0
         let not_judged = ["xenlab-dom0: up", "guest: xenlab: ready"];
         // dom0 itself has waited for these lines of the guest.
         let judged_in_dom0 = ["guest: xenlab: console", "guest: xenlab: detached", "guest: xenlab: shutdown"];
-        for line in GOOD.lines() {
+        let good = good();
+        for line in good.lines() {
             if not_judged.contains(&line) || judged_in_dom0.iter().any(|start| line.starts_with(start)) {
                 continue;
             }
-            let without = GOOD.replace(&format!("{line}\n"), "");
+            let without = good.replace(&format!("{line}\n"), "");
             assert!(verdict(&without, good_end()).is_err(), "passed without {line:?}");
         }
     }
@@ -395,25 +422,26 @@ xenlab-dom0: status 0
         for (from, to, whose) in [
             ("sectors=2048", "sectors=2047", "sectors"),
             ("xenlab-dom0: before aa", "xenlab-dom0: before ab", "in dom0"),
-            ("xenlab: sha256 before aa", "xenlab: sha256 before ab", "in the guest"),
-            ("xenlab: sha256 after bb", "xenlab: sha256 after aa", "in the guest after its write"),
+            ("xenlab: xvda before aa", "xenlab: xvda before ab", "in the guest"),
+            ("xenlab: xvda after bb", "xenlab: xvda after aa", "in the guest after its write"),
             ("xenlab-dom0: after bb", "xenlab-dom0: after aa", "in dom0 after the guest's write"),
         ] {
-            let message = verdict(&GOOD.replace(from, to), good_end()).unwrap_err();
+            let message = verdict(&good().replace(from, to), good_end()).unwrap_err();
             assert!(message.contains(whose), "{from}: {message}");
         }
     }
 
     #[test]
     fn failures_of_the_job_the_machine_and_time_are_told_apart() {
-        let failed = GOOD.replace("xenlab-dom0: detach ok", "xenlab-dom0: failed detach: still listed");
+        let good = good();
+        let failed = good.replace("xenlab-dom0: detach ok", "xenlab-dom0: failed detach: still listed");
         assert!(verdict(&failed, good_end()).unwrap_err().contains("detach: still listed"));
-        assert!(verdict(GOOD, End::TimedOut).unwrap_err().contains("after 9 s"));
-        assert!(verdict(GOOD, End::Dead).unwrap_err().contains("crashed"));
-        assert!(verdict(GOOD, End::Exited(ExitStatus::from_raw(1 << 8))).unwrap_err().contains("QEMU ended"));
-        let status = GOOD.replace("xenlab-dom0: status 0", "xenlab-dom0: status 1");
+        assert!(verdict(&good, End::TimedOut).unwrap_err().contains("after 9 s"));
+        assert!(verdict(&good, End::Dead).unwrap_err().contains("crashed"));
+        assert!(verdict(&good, End::Exited(ExitStatus::from_raw(1 << 8))).unwrap_err().contains("QEMU ended"));
+        let status = good.replace("xenlab-dom0: status 0", "xenlab-dom0: status 1");
         assert!(verdict(&status, good_end()).unwrap_err().contains("did not end well"));
-        let crash = format!("{GOOD}(XEN) Domain 1 (vcpu#0) crashed on cpu#1:\n(XEN) rax: 0000000000000007\n");
+        let crash = format!("{good}(XEN) Domain 1 (vcpu#0) crashed on cpu#1:\n(XEN) rax: 0000000000000007\n");
         assert!(verdict(&crash, good_end()).unwrap_err().contains("rax: 0000000000000007"));
     }
 }

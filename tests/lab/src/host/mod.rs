@@ -15,5 +15,6 @@ mod linux;
 mod process;
 mod qemu;
 mod setup;
+mod ways;
 
 pub(crate) use cli::main;

@@ -21,8 +21,8 @@ use crate::host::apt::{Apt, Packages};
 use crate::host::cpio::Archive;
 use crate::host::process::die_with_parent;
 
-/// What QEMU's tree is made of.
-const QEMU_PACKAGES: &[&str] = &["qemu-system-x86", "seabios", "xen-hypervisor-4.17-amd64"];
+/// What QEMU's tree is made of, with a program that unpacks Linux.
+const QEMU_PACKAGES: &[&str] = &["qemu-system-x86", "seabios", "xen-hypervisor-4.17-amd64", "xz-utils"];
 
 /// What dom0 is made of: Linux, what `xl` needs, and what scripts expect of any Debian.
 const DOM0_PACKAGES: &[&str] = &[
@@ -96,7 +96,7 @@ const DOMU_MODULES: &[&str] = &[
 ];
 
 /// Changes when the same lists above come to mean something else.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 /// The beds of real Xen: a folder that [`run`] has made.
 #[derive(Debug)]
@@ -118,9 +118,9 @@ impl Beds {
         self.0.join("xen")
     }
 
-    /// dom0's Linux.
+    /// dom0's Linux, and that of its domUs, not compressed: to unpack it takes an emulated machine ten seconds.
     pub(crate) fn linux(&self) -> PathBuf {
-        self.0.join("vmlinuz")
+        self.0.join("vmlinux")
     }
 
     /// dom0's tree, as an initramfs without `/init`.
@@ -211,7 +211,7 @@ fn make(work: &Path, done: &Path) -> Result<()> {
 
     fs::create_dir(done)?;
     step("making dom0's initramfs, and a domU's");
-    make_dom0(&trees.join("dom0"), done)?;
+    make_dom0(&trees, done)?;
     make_domu(&trees, done)?;
     keep_qemu(&trees, done)
 }
@@ -241,11 +241,12 @@ fn unpack(apt: &Apt, packages: &Packages, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes `vmlinuz` and `dom0.cpio` from dom0's tree.
-fn make_dom0(tree: &Path, done: &Path) -> Result<()> {
+/// Makes `vmlinux` and `dom0.cpio` from dom0's tree.
+fn make_dom0(trees: &Path, done: &Path) -> Result<()> {
+    let tree = &trees.join("dom0");
     let modules = tree.join("usr/lib/modules");
     let release = only_entry(&modules, "")?;
-    fs::copy(only_entry(&tree.join("boot"), "vmlinuz-")?, done.join("vmlinuz"))?;
+    unpack_linux(trees, &fs::read(only_entry(&tree.join("boot"), "vmlinuz-")?)?, &done.join("vmlinux"))?;
 
     let all = release.join("all");
     fs::rename(release.join("kernel"), &all)?;
@@ -276,6 +277,35 @@ fn make_dom0(tree: &Path, done: &Path) -> Result<()> {
     archive.tree(tree).context("dom0's tree can't be packed")?;
     archive.finish()?.flush()?;
     Ok(())
+}
+
+/// Unpacks the ELF file that a bootable Linux carries.
+fn unpack_linux(trees: &Path, image: &[u8], linux: &Path) -> Result<()> {
+    let packed = trees.join("vmlinux.xz");
+    fs::write(&packed, payload(image).context("Debian's Linux is no image that Xen boots")?)?;
+    let mut xz = in_tree(&trees.join("qemu"), "usr/bin/xz");
+    xz.args(["--decompress", "--stdout"]).stdin(File::open(packed)?).stdout(File::create(linux)?);
+    die_with_parent(&mut xz, Vec::new());
+    ensure!(xz.status().context("xz can't be started")?.success(), "Debian's Linux can't be unpacked");
+    Ok(())
+}
+
+/// Returns what is packed in a bootable Linux: the header at byte 497 tells where. Behind it stands its length, unpacked.
+fn payload(image: &[u8]) -> Option<&[u8]> {
+    let word = |at: usize| Some(u32::from_le_bytes(image.get(at..)?.first_chunk().copied()?) as usize);
+    if image.get(0x202..0x206)? != b"HdrS" {
+        return None;
+    }
+    let first = (usize::from(*image.get(0x1f1)?) + 1) * 512 + word(0x248)?;
+    image.get(first..)?.get(..word(0x24c)?.checked_sub(4)?)
+}
+
+/// Returns the command for a program of a tree, run by the tree's own dynamic loader.
+fn in_tree(tree: &Path, program: &str) -> Command {
+    let library = tree.join("usr/lib/x86_64-linux-gnu");
+    let mut command = Command::new(library.join("ld-linux-x86-64.so.2"));
+    command.arg("--library-path").arg(library).arg(tree.join(program));
+    command
 }
 
 /// Makes `domu.cpio`: of the tree `domu` what its programs need, of `dom0` the modules, in `/modules` and by their number.
@@ -407,4 +437,29 @@ fn progress(length: usize, unit: &str) -> ProgressBar {
     let style =
         ProgressStyle::with_template("  {wide_bar} {pos}/{len} {msg} {elapsed}").expect("the template is right");
     ProgressBar::new(length as u64).with_style(style).with_message(unit.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_bootable_linux_carries_is_found_by_its_header() {
+        // Two sectors of set-up code besides the first, 16 bytes of code, and a packed kernel of 6 bytes with its length.
+        let mut image = vec![0; 3 * 512 + 16];
+        image.extend(b"packed\x10\0\0\0 and more");
+        image[0x1f1] = 2;
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x248] = 16;
+        image[0x24c] = 10;
+        assert_eq!(payload(&image), Some(&b"packed"[..]));
+        for (at, value) in [(0x202, 0), (0x24c, 3), (0x24c, 200), (0x1f1, 255), (0x24b, 255)] {
+            let mut other = image.clone();
+            other[at] = value;
+            assert_eq!(payload(&other), None, "{at:#x}");
+        }
+        for short in [0, 0x201, 0x24f, 3 * 512 + 21] {
+            assert_eq!(payload(&image[..short]), None, "{short}");
+        }
+    }
 }
