@@ -58,6 +58,8 @@ struct Peer {
     ring: Option<(u32, Shared<'static>)>,
     req_cons: u32,
     rsp_prod: u32,
+    /// The last request that was taken, and its operation.
+    last: (u64, u8),
     next: u64,
     closed: bool,
 }
@@ -96,7 +98,8 @@ impl Peer {
         ring.read(at, &mut bytes);
         let id = u64::from_le_bytes(std::array::from_fn(|index| bytes[8 + index]));
         let gref = u32::from_le_bytes(std::array::from_fn(|index| bytes[24 + index]));
-        Some((id, if bytes[0] == 6 { bytes[1] } else { bytes[0] }, gref))
+        self.last = (id, if bytes[0] == 6 { bytes[1] } else { bytes[0] });
+        Some((id, self.last.1, gref))
     }
 
     fn respond(&mut self, id: u64, operation: u8, status: i16) {
@@ -198,9 +201,13 @@ impl Peer {
                 self.poll();
             }
             9 => {
+                // To nothing, to something else than was asked, or once more.
                 let (id, operation) = (input.byte(), input.byte());
-                let id = if id < 200 { u64::from(id % 40) } else { u64::MAX >> (id - 200) };
-                self.respond(id, operation % 7, 0);
+                match id {
+                    0..=99 => self.respond(u64::from(id % 40), operation % 7, 0),
+                    100..=163 => self.respond(u64::MAX >> (id - 100), operation % 7, 0),
+                    _ => self.respond(self.last.0, self.last.1, 0),
+                }
                 self.show();
             }
             10 => {
@@ -341,8 +348,8 @@ fuzz_target!(|data: &[u8]| {
     }
     let Ok(front) = Front::new(&bed, FRONT, config) else { panic!("the nodes are right") };
     let owner = Owner::default();
-    let (ring, req_cons, rsp_prod, next) = (None, 0, 0, 0);
-    let mut peer = Peer { thin, tree, front, owner, ring, req_cons, rsp_prod, next, closed: false };
+    let (ring, req_cons, rsp_prod, last, next) = (None, 0, 0, (0, 0), 0);
+    let mut peer = Peer { thin, tree, front, owner, ring, req_cons, rsp_prod, last, next, closed: false };
     peer.step();
     peer.attach();
     peer.say("state", 4);
