@@ -1,0 +1,523 @@
+//! Whatever may happen to a disk, in every state that its life has. Each cell is a disk of its own, on a machine with another disk of
+//! other domains beside it: nothing panics or lasts for ever, no rule of a kernel is broken, nothing is left, each I/O ends once, and the
+//! other disk works all the time.
+//!
+//! `cargo test -p suite --test xbd_matrix -- --nocapture` prints the table.
+#![cfg(not(target_os = "none"))]
+#![cfg(not(miri))]
+
+mod common;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering::SeqCst;
+
+use common::{BackOwner, Bed, FrontOwner, Slow, follow_both};
+use hypercall::event::Events;
+use hypercall::grant::{Access, Grants, MapRequest, Window};
+use hypercall::mem::{PAGE_SIZE, PageBuf};
+use hypercall::{DomId, GrantRef, Port};
+use mock::{Domain, Fault, Node, Refusal};
+use suite::block;
+use suite::toolstack::NewDevice;
+use xbd::SECTOR;
+use xbd::back::{self, Back};
+use xbd::front::{self, Front};
+use xbd::protocol::Operation;
+use xenbus::ring::Field;
+use xenbus::store::{Perm, Store, Tx};
+
+const SECTORS: usize = 256;
+/// Pages of an I/O.
+const PAGES: usize = 2;
+
+/// Another disk on the machine, whose owners look at it whether they are told to or not.
+struct Neighbour {
+    nodes: [Node; 2],
+    /// Dropped first: it maps what the other has granted.
+    back: Back<Node, Slow>,
+    front: Front<Node, PageBuf<Domain>>,
+}
+
+impl Neighbour {
+    fn new(bed: &Bed) -> Self {
+        let nodes = [bed.machine.boot(), bed.machine.boot()];
+        let usual = block::disk(nodes[0].id, nodes[1].id);
+        let device = NewDevice { handle: usual.handle + 16, ..usual };
+        device.attach(&bed.toolstack.store).unwrap();
+        let front = Front::new(&nodes[0], &device.front_path(), front::Config::default()).unwrap();
+        let back = Back::new(&nodes[1], &device.back_path(), Slow::new(SECTORS), back::Config::default()).unwrap();
+        let mut this = Self { nodes, back, front };
+        for _ in 0..4 {
+            this.turn(bed);
+        }
+        this.works(bed);
+        this
+    }
+
+    /// Lets both ends go on; returns how many I/Os have ended well.
+    fn turn(&mut self, bed: &Bed) -> usize {
+        bed.settle();
+        for node in &self.nodes {
+            node.events.dispatch(0, |event| {
+                if event.port == node.store.port() {
+                    node.store.process();
+                }
+            });
+        }
+        let mut good = 0;
+        self.back.step().unwrap();
+        self.back.poll(0).unwrap();
+        self.front.step(|_| panic!("an I/O of another disk is lost")).unwrap();
+        if let Some(queue) = self.front.queue(0) {
+            queue.poll(|completion| good += usize::from(completion.result.is_ok())).unwrap();
+        }
+        good
+    }
+
+    /// Reads and writes, as if nothing had happened.
+    fn works(&mut self, bed: &Bed) {
+        let queue = self.front.queue(0).expect("a connected disk");
+        for number in 0..4 {
+            let buffer = PageBuf::new(&self.nodes[0].platform, 2 * PAGE_SIZE).unwrap();
+            let operation = [Operation::Read, Operation::Write][number % 2];
+            queue.submit(operation, number as u64 * 16, buffer).map_err(|(error, _)| error).unwrap();
+        }
+        queue.push();
+        let good: usize = (0..3).map(|_| self.turn(bed)).sum();
+        assert_eq!(good, 4, "another disk is harmed");
+    }
+}
+
+/// A disk whose both ends are ours.
+struct Pair {
+    bed: Bed,
+    disk: Slow,
+    front: FrontOwner,
+    /// The back end, unless its domain is dead.
+    back: Option<BackOwner<Slow>>,
+    front_is_dead: bool,
+    /// Pages of the front end's domain at the beginning.
+    pages: usize,
+    /// What a fault has taken away for a while.
+    refs: Vec<GrantRef>,
+    ports: Vec<(Node, Port)>,
+    /// A page of the front end's that the back end's domain maps.
+    window: Option<Window<Domain>>,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let (bed, disk) = (Bed::new(7), Slow::new(SECTORS));
+        let (front, back) = (FrontOwner::new(&bed), Some(BackOwner::new(&bed, disk.clone())));
+        let (refs, ports) = (Vec::new(), Vec::new());
+        let pages = bed.machine.usage().0[&bed.front.id].pages;
+        Self { bed, disk, front, back, front_is_dead: false, pages, refs, ports, window: None }
+    }
+
+    fn front_turns(&mut self) {
+        while self.front.turn(&self.bed) {}
+    }
+
+    fn back_turns(&mut self) {
+        while self.back.as_mut().is_some_and(|back| back.turn(&self.bed)) {}
+    }
+
+    fn connect(&mut self) {
+        if let Some(back) = &mut self.back {
+            follow_both(&self.bed, &mut self.front, back);
+        }
+        assert!(self.front.connected);
+    }
+
+    fn submit(&mut self) {
+        for number in 0..4 {
+            let operation = [Operation::Read, Operation::Write][number as usize % 2];
+            self.front.submit(&self.bed, operation, number * 16, PAGES);
+        }
+        self.front.submit_buffer(Operation::Flush, 0, None);
+    }
+
+    /// The ring's grant, if the front end has told one.
+    fn ring(&self) -> Option<GrantRef> {
+        let node = self.bed.read(&self.bed.front, &format!("{}/ring-ref", self.bed.device.front_path()))?;
+        node.parse().ok().map(GrantRef)
+    }
+
+    /// Maps a page of the front end's in the back end's domain, beside the back end.
+    fn map(&mut self, gref: GrantRef) -> Option<&Window<Domain>> {
+        let mut window = Window::new(&self.bed.back.platform, 1).ok()?;
+        window.map(0, MapRequest { gref, peer: self.bed.front.id, access: Access::ReadWrite }).ok()?;
+        Some(self.window.insert(window))
+    }
+
+    /// Writes a word of the ring that neither end has said.
+    fn corrupt(&mut self, field: Field) {
+        if let Some(gref) = self.ring()
+            && let Some(view) = self.map(gref).and_then(|window| window.view(0))
+        {
+            view.word(field.offset()).store(0x4000_0000, SeqCst);
+        }
+        self.window = None;
+        self.front.poll();
+        if let Some(back) = &mut self.back {
+            back.poll();
+        }
+    }
+
+    fn notify(&self, times: usize) {
+        // Whatever their numbers stand for: a signal to nothing is none.
+        for (node, port) in [(&self.bed.front, self.front.front.port(0)), (&self.bed.back, self.back_port())] {
+            for _ in 0..times {
+                port.into_iter().for_each(|port| node.events.notify(port));
+            }
+        }
+    }
+
+    fn back_port(&self) -> Option<Port> {
+        self.back.as_ref().and_then(|back| back.back.port(0))
+    }
+
+    /// Tells whether the disk does what is asked now, without anybody's help.
+    fn works(&mut self) -> bool {
+        let before = self.front.done.len();
+        let Some(number) = self.front.submit(&self.bed, Operation::Read, 0, 1) else { return false };
+        self.follow();
+        self.front.done[before..].iter().any(|done| done.number == number && done.result == Ok(()))
+    }
+
+    fn follow(&mut self) {
+        match &mut self.back {
+            Some(back) if self.front_is_dead => back.follow(&self.bed),
+            Some(back) => follow_both(&self.bed, &mut self.front, back),
+            None => self.front.follow(&self.bed),
+        }
+    }
+
+    /// What was taken away comes back, the disk finishes what it has, time passes, and whoever missed an event looks.
+    fn recover(&mut self) {
+        // SAFETY: reserved by `full_table`, and never shared.
+        unsafe { self.bed.front.grants.release(&std::mem::take(&mut self.refs)) };
+        self.ports.drain(..).for_each(|(node, port)| node.events.close(port));
+        self.bed.machine.cancel_faults();
+        self.disk.hold(false);
+        for _ in 0..3 {
+            self.bed.machine.advance(1_000_000_000);
+            if !self.front_is_dead {
+                self.front.poll();
+                self.front.step();
+            }
+            if let Some(back) = &mut self.back
+                && !back.removed
+            {
+                back.poll();
+                back.step();
+            }
+            self.follow();
+        }
+    }
+
+    /// The toolstack takes the disk away, and both ends have gone.
+    fn end(mut self) {
+        self.window = None;
+        if !self.front_is_dead {
+            let _ = self.front.front.close();
+        }
+        let _ = self.bed.device.ask_detach(&self.bed.toolstack.store);
+        self.recover();
+        if let Some(back) = &self.back
+            && !back.removed
+        {
+            // The last means of a toolstack.
+            self.bed.remove_back();
+            self.recover();
+        }
+        if !self.front_is_dead {
+            let over = self.front.closed || self.front.front.queues() == 0;
+            assert!(over, "the front end is {} for ever: {:?}", self.front.front.device().state(), self.front.errors);
+            self.front.check_each_once();
+        }
+        let Self { bed, front, back, pages, .. } = self;
+        // Buffers of which a page was mapped to the last: they are lost, as their owner was told.
+        let lost: usize = front.done.iter().map(|done| if done.whole { 0 } else { PAGES }).sum();
+        assert!(back.as_ref().is_none_or(|back| back.removed), "the back end stays");
+        drop((front, back));
+        bed.settle();
+        bed.front.grants.retry_quarantine();
+        assert_eq!(bed.machine.violations(), [""; 0]);
+        let leaks: Vec<_> = bed.machine.leaks().iter().map(ToString::to_string).collect();
+        let expected = format!("domain {}: {} pages, before {pages}", bed.front.id.0, pages + lost);
+        assert_eq!(leaks, if lost > 0 { vec![expected] } else { Vec::new() });
+    }
+}
+
+/// The states, in the order of a life.
+const STATES: [(&str, fn(&mut Pair)); 9] = [
+    ("begun", |_| {}),
+    ("offered", |pair| pair.back_turns()),
+    ("asked", |pair| {
+        pair.back_turns();
+        pair.front_turns();
+    }),
+    ("answered", |pair| {
+        pair.back_turns();
+        pair.front_turns();
+        pair.back_turns();
+    }),
+    ("connected", Pair::connect),
+    ("submitted", |pair| {
+        pair.connect();
+        pair.submit();
+    }),
+    ("in flight", |pair| {
+        pair.connect();
+        pair.disk.hold(true);
+        pair.submit();
+        pair.back_turns();
+    }),
+    ("done", |pair| {
+        pair.connect();
+        pair.submit();
+        pair.back_turns();
+    }),
+    ("closing", |pair| {
+        pair.connect();
+        pair.disk.hold(true);
+        pair.submit();
+        pair.back_turns();
+        pair.front.front.close().unwrap();
+        pair.back_turns();
+    }),
+];
+
+type Happens = fn(&mut Pair);
+
+fn order(pair: &Pair, faults: impl IntoIterator<Item = Fault>) {
+    faults.into_iter().for_each(|fault| pair.bed.machine.order(fault));
+}
+
+fn ends(pair: &Pair) -> [DomId; 2] {
+    [pair.bed.front.id, pair.bed.back.id]
+}
+
+/// Takes all grants that the front end's domain has, and all ports of both.
+fn full_tables(pair: &mut Pair) {
+    let mut one = [GrantRef(0)];
+    while pair.bed.front.grants.reserve(&mut one).is_ok() {
+        pair.refs.push(one[0]);
+    }
+    for node in [&pair.bed.front, &pair.bed.back] {
+        while let Ok(port) = node.events.alloc_unbound(DomId(0)) {
+            pair.ports.push((node.clone(), port));
+        }
+    }
+    pair.follow();
+}
+
+fn hide(node: &Node, path: &str) {
+    let hidden = [Perm { domain: node.id, read: false, write: false }];
+    let _ = node.store.set_permissions(Tx::NONE, &format!("{path}/state"), &hidden);
+}
+
+/// What happens. That a domain is suspended and goes on elsewhere would stand here, too.
+const FAULTS: [(&str, Happens); 24] = [
+    ("front end crashes", |pair| {
+        pair.bed.machine.kill(pair.bed.front.id);
+        pair.front_is_dead = true;
+        pair.back_turns();
+    }),
+    ("back end crashes", |pair| {
+        pair.bed.machine.kill(pair.bed.back.id);
+        pair.back = None;
+        pair.front_turns();
+    }),
+    ("front end begins anew", |pair| {
+        // What its I/Os were, its kernel has forgotten; what it has granted is taken back when the back end has let go.
+        let old = std::mem::replace(&mut pair.front, FrontOwner::new(&pair.bed));
+        pair.follow();
+        pair.disk.hold(false);
+        pair.recover();
+        drop(old);
+    }),
+    ("events are lost", |pair| {
+        order(
+            pair,
+            ends(pair).into_iter().flat_map(|to| (1..=3).map(move |nth| Fault::DropEvent { to: Some(to), nth })),
+        );
+        pair.follow();
+    }),
+    ("events come twice", |pair| {
+        let twice = |to| (1..=3).map(move |nth| Fault::RepeatEvent { to: Some(to), nth });
+        order(pair, ends(pair).into_iter().flat_map(twice));
+        pair.notify(1);
+        pair.follow();
+    }),
+    ("events come late", |pair| {
+        order(
+            pair,
+            ends(pair).into_iter().flat_map(|to| (1..=3).map(move |nth| Fault::DelayEvent { to: Some(to), nth })),
+        );
+        pair.follow();
+    }),
+    ("events storm", |pair| {
+        for _ in 0..20 {
+            pair.notify(100);
+            pair.follow();
+        }
+    }),
+    ("requests without end", |pair| pair.corrupt(Field::ReqProd)),
+    ("answers without end", |pair| pair.corrupt(Field::RspProd)),
+    ("grant in use at its end", |pair| {
+        // The first segment of the first request.
+        let gref = pair.ring().and_then(|gref| {
+            let mut bytes = [0; 4];
+            pair.map(gref)?.view(0)?.read(64 + 24, &mut bytes);
+            Some(GrantRef(u32::from_le_bytes(bytes)))
+        });
+        pair.window = None;
+        if let Some(gref) = gref.filter(|gref| gref.0 > 0) {
+            pair.map(gref);
+        }
+        pair.disk.hold(false);
+        if let Some(back) = &mut pair.back {
+            back.poll();
+        }
+        pair.follow();
+        // It lets go when it is asked once more.
+        pair.window = None;
+    }),
+    ("tables are full", full_tables),
+    ("first allocation fails", |pair| {
+        order(pair, ends(pair).map(|domain| Fault::Alloc { domain, nth: 1 }));
+        pair.follow();
+    }),
+    ("second allocation fails", |pair| {
+        order(pair, ends(pair).map(|domain| Fault::Alloc { domain, nth: 2 }));
+        pair.follow();
+    }),
+    ("third allocation fails", |pair| {
+        order(pair, ends(pair).map(|domain| Fault::Alloc { domain, nth: 3 }));
+        pair.follow();
+    }),
+    ("disk is slow", |pair| {
+        pair.disk.hold(true);
+        pair.follow();
+        for _ in 0..10 {
+            pair.bed.machine.advance(30_000_000_000);
+            pair.follow();
+        }
+    }),
+    ("disk fails", |pair| {
+        pair.disk.0.borrow_mut().fail = true;
+        pair.disk.hold(false);
+        if let Some(back) = &mut pair.back {
+            back.poll();
+        }
+        pair.follow();
+        pair.disk.0.borrow_mut().fail = false;
+    }),
+    ("disk is asked to go", |pair| {
+        pair.bed.device.ask_detach(&pair.bed.toolstack.store).unwrap();
+        pair.follow();
+    }),
+    ("disk is taken away", |pair| {
+        pair.bed.remove_back();
+        pair.follow();
+    }),
+    ("disk ends earlier", |pair| {
+        // What it works on is within; what comes later, no more.
+        pair.disk.0.borrow_mut().bytes.truncate(SECTORS / 2 * SECTOR);
+        if let Some(back) = &mut pair.back {
+            let _ = back.back.resized();
+        }
+        pair.follow();
+        assert_eq!(
+            pair.front.submit(&pair.bed, Operation::Read, SECTORS as u64 - 8, 1).is_some(),
+            !pair.front.connected
+        );
+    }),
+    ("front end talks rubbish", |pair| {
+        for value in ["\u{7f}", "-1", "99999999999999999999", ""] {
+            let _ = pair.bed.front_says("state", value);
+            let _ = pair.bed.front_says("ring-ref", value);
+            pair.follow();
+        }
+    }),
+    ("back end talks rubbish", |pair| {
+        for node in ["sectors", "sector-size", "state"] {
+            let _ = pair.bed.back_says(node, "rubbish");
+            pair.follow();
+        }
+    }),
+    ("front end hides its state", |pair| {
+        hide(&pair.bed.front, &pair.bed.device.front_path());
+        pair.follow();
+    }),
+    ("back end hides its state", |pair| {
+        hide(&pair.bed.back, &pair.bed.device.back_path());
+        pair.follow();
+    }),
+    ("store refuses", |pair| {
+        for (nth, refusal) in [Refusal::Again, Refusal::Acces, Refusal::Quota, Refusal::Io].into_iter().enumerate() {
+            let refused = |dom| Fault::Request { domain: Some(dom), nth: 1 + nth as u64, refusal };
+            order(pair, ends(pair).map(refused));
+        }
+        pair.follow();
+        pair.front.step();
+        if let Some(back) = &mut pair.back {
+            back.step();
+        }
+        pair.follow();
+    }),
+];
+
+/// One cell: what becomes of the disk.
+fn cell(state: fn(&mut Pair), fault: Happens) -> &'static str {
+    let mut pair = Pair::new();
+    let mut other = Neighbour::new(&pair.bed);
+    pair.bed.machine.mark_usage();
+    state(&mut pair);
+    fault(&mut pair);
+    other.works(&pair.bed);
+    pair.recover();
+    other.works(&pair.bed);
+    let verdict = match (pair.front_is_dead, pair.works()) {
+        (true, _) => "dead",
+        (_, true) => "works",
+        (_, false) if pair.front.closed => "closed",
+        (_, false) => "waits",
+    };
+    other.works(&pair.bed);
+    pair.end();
+    verdict
+}
+
+#[test]
+fn whatever_happens_in_whatever_state_each_io_ends_once_and_nothing_is_left_or_harmed() {
+    let mut failed = Vec::new();
+    let head = STATES.map(|(state, _)| format!("{state:<10}")).concat();
+    let mut table = format!("{:<27}{head}\n", "");
+    for (fault, happens) in FAULTS {
+        let row = STATES.map(|(state, reach)| {
+            let verdict = catch_unwind(AssertUnwindSafe(|| cell(reach, happens)));
+            if verdict.is_err() {
+                failed.push(format!("{state}: {fault}"));
+            }
+            format!("{:<10}", verdict.unwrap_or("FAILS"))
+        });
+        table += &format!("{fault:<27}{}\n", row.concat());
+    }
+    let table: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+    println!("{table}");
+    assert!(failed.is_empty(), "{} cells fail: {failed:#?}", failed.len());
+    let page = include_str!("../../../docs/xbd.md");
+    assert!(page.contains(&format!("```text\n{table}```")), "docs/xbd.md has another table than:\n{table}");
+}
+
+/// A disk that nothing happens to works in every state but the last, in which it goes.
+#[test]
+fn without_a_fault_every_state_leads_to_a_disk_that_works() {
+    for (state, reach) in STATES {
+        let expected = if state == "closing" { "closed" } else { "works" };
+        assert_eq!(cell(reach, Pair::follow), expected, "{state}");
+    }
+}
