@@ -11,6 +11,7 @@ mod hostile;
 mod linux;
 mod outside;
 mod pair;
+mod saved;
 mod selftest;
 mod serve;
 
@@ -42,6 +43,7 @@ pub static PROGRAMS: &[Program] = &[
         run: fast::run,
     },
     Program { name: "linux", about: "uses the disk and console that a Linux dom0 serves", run: linux::run },
+    Program { name: "saved", about: "tiny", run: saved::run },
     Program { name: "serve", about: "serves disks in memory to other domains: [mib=N]", run: serve::run },
     Program { name: "hostile", about: "breaks every rule of the protocol on a disk: [seed=N]", run: hostile::run },
     Program {
