@@ -43,8 +43,8 @@ pub static PROGRAMS: &[Program] = &[
         run: fast::run,
     },
     Program { name: "linux", about: "uses the disk and console that a Linux dom0 serves", run: linux::run },
-    Program { name: "saved", about: "tiny", run: saved::run },
     Program { name: "serve", about: "serves disks in memory to other domains: [mib=N]", run: serve::run },
+    Program { name: "saved", about: "keeps disks busy while a Linux dom0 saves and restores it", run: saved::run },
     Program { name: "hostile", about: "breaks every rule of the protocol on a disk: [seed=N]", run: hostile::run },
     Program {
         name: "conformance",
