@@ -91,11 +91,18 @@ async fn live(node: &Node<Bare>) -> Result<(), Failure> {
 /// Lets the toolstack save the domain, and goes on in whatever it becomes.
 fn be_saved(node: &Node<Bare>, disks: &mut [Disk]) -> Result<(), Failure> {
     let in_flight: Vec<String> = disks.iter_mut().map(|disk| disk.in_flight().to_string()).collect();
+    let own = node.own();
+    // SAFETY: nothing happens in the domain but this until the table is there again.
+    unsafe { own.grants.suspend() }.context("suspend the grant table")?;
     let outcome = suspend().context("suspend")?;
     let how = match outcome {
         Outcome::Cancelled => "cancelled",
         Outcome::Restored => "restored",
     };
+    if outcome == Outcome::Restored {
+        own.events.resume();
+    }
+    own.grants.resume().context("resume the grant table")?;
     println!("xenlab: resumed {how}, in flight: {}", in_flight.join(" "));
     Ok(())
 }

@@ -1,0 +1,219 @@
+//! `xenlab xen linux --suite save`: Linux is dom0, and saves and restores our guest while it is at work on two disks that Linux serves:
+//! once so that the guest goes on, and once so that it ends and comes back. About a minute and a half.
+//!
+//! The guest checks what it reads, and ends with a whole round of writes. What each disk must hold then follows from the number of the
+//! round.
+
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use sha2::{Digest, Sha256};
+use suite::scenarios::noise;
+
+use crate::host::guest;
+use crate::host::linux::{Report, judge_end, judge_status, machine, said_in_dom0, watch};
+use crate::host::qemu::Run;
+use crate::host::setup::Beds;
+
+const JOB: &[u8] = include_bytes!("../../dom0/save-job");
+
+/// Bytes of each disk, and of the area at its end that the guest works in.
+const BYTES: usize = 16 << 20;
+const AREA: usize = 4 << 20;
+
+/// The disks, and the seeds of what they hold at first.
+const DISKS: [(&str, u64); 2] = [("xvda", 1), ("xvdb", 2)];
+
+/// All steps of the job, in order; the first that is missing in its report tells where it stopped.
+const STEPS: &[(&str, &str)] = &[
+    ("create", "the guest is at work on two disks"),
+    ("cancelled", "xl save -c saved it, and it went on"),
+    ("saved", "xl save saved it, and ended it"),
+    ("restored", "xl restore brought it back, and it went on"),
+    ("end", "the guest shut down"),
+];
+
+/// How the guest came out of each suspend.
+const RESUMED: &[&str] = &["cancelled", "restored"];
+
+/// Runs the job on real Xen.
+///
+/// # Errors
+/// The bed is missing, or any step went wrong.
+pub(crate) fn run(timeout: u64, verbose: bool) -> Result<()> {
+    let beds = Beds::find()?;
+    let elf = guest::build()?;
+    let [first, second] = DISKS.map(|(_, seed)| noise(seed, BYTES));
+    let mut machine = machine(&beds, elf, JOB, timeout, &[("disk.b", &second)])?;
+    machine.disk(file(&first)?);
+    let started = Instant::now();
+    let run = watch(machine, timeout, verbose, &["guest"])?;
+    judge(&run, timeout)?;
+    for (_, done) in STEPS {
+        println!("  ok  {done}");
+    }
+    println!(
+        "passed on real Xen with Linux: saved and restored at work, SHA-256 as expected ({:.1} s)",
+        started.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// Returns a file without a name that holds `bytes`.
+fn file(bytes: &[u8]) -> Result<File> {
+    let mut file = tempfile::tempfile().context("no temporary file for a disk")?;
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+/// Turns a machine's end and what it said into the result of the run.
+fn judge(run: &Run, timeout: u64) -> Result<()> {
+    judge_end(run, timeout)?;
+    let report = Report::read(&run.lines);
+    let last = said_in_dom0(&run.lines);
+    for (key, done) in STEPS {
+        ensure!(report.dom0(key) == Some("ok"), "the job stopped before this: {done}; last lines:\n{last}");
+    }
+    judge_status(&report, &last)?;
+    let resumed = told(&run.lines, "resumed ").map(|line| line.split_once(", in flight: ").unwrap_or((line, "")));
+    let (how, in_flight): (Vec<_>, Vec<_>) = resumed.unzip();
+    ensure!(how == RESUMED, "the guest was resumed {how:?}, but {RESUMED:?} was expected");
+    for counts in in_flight {
+        let busy = counts.split(' ').filter(|count| count.parse::<u32>().is_ok_and(|count| count > 0)).count();
+        ensure!(busy == DISKS.len(), "in flight on the disks when the guest was suspended: {counts:?}");
+    }
+    for (name, seed) in DISKS {
+        let start = format!("{name} rounds ");
+        let ended = told(&run.lines, &start).next().and_then(|ended| ended.split_once(" sha256 "));
+        let (rounds, in_guest) = ended.with_context(|| format!("the guest has not told what is on {name}"))?;
+        let rounds = rounds.parse().with_context(|| format!("{name}: {rounds:?} rounds"))?;
+        let expected = expect(noise(seed, BYTES), rounds);
+        ensure!(in_guest == expected, "SHA-256 of {name} in the guest: {in_guest}, but {expected} was expected");
+        let in_dom0 = report.dom0(name);
+        ensure!(in_dom0 == Some(&expected), "SHA-256 of {name} in dom0: {in_dom0:?}, but {expected} was expected");
+    }
+    ensure!(run.lines.iter().any(|line| line.trim_end() == "guest: guest: ok"), "the guest did not end well");
+    Ok(())
+}
+
+/// Returns what the guest has told, of lines that begin so.
+fn told<'a>(lines: &'a [String], start: &str) -> impl Iterator<Item = &'a str> {
+    let start = format!("guest: xenlab: {start}");
+    lines.iter().filter_map(move |line| Some(line.strip_prefix(&start)?.trim_end()))
+}
+
+/// Returns the SHA-256 of a disk that held `bytes`, after so many rounds of writes.
+fn expect(mut bytes: Vec<u8>, rounds: u32) -> String {
+    let area = bytes.len() - AREA;
+    if rounds > 0 {
+        for (index, word) in (0u32..).zip(bytes[area..].as_chunks_mut::<8>().0) {
+            *word = (u64::from(rounds) << 32 | u64::from(index)).to_le_bytes();
+        }
+    }
+    Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+    use crate::host::qemu::End;
+
+    fn good() -> Vec<String> {
+        let [a, b] = DISKS.map(|(_, seed)| expect(noise(seed, BYTES), 7));
+        format!(
+            "xenlab-dom0: up
+guest: xenlab: ready
+guest: xenlab: busy, 100 blocks read as written
+xenlab-dom0: create ok
+guest: xenlab: resumed cancelled, in flight: 20 31
+xenlab-dom0: cancelled ok
+xenlab-dom0: saved ok
+guest: xenlab: resumed restored, in flight: 32 1
+xenlab-dom0: restored ok
+guest: xenlab: xvda rounds 7 sha256 {a}
+guest: xenlab: xvdb rounds 7 sha256 {b}
+guest: guest: ok
+xenlab-dom0: xvda {a}
+xenlab-dom0: xvdb {b}
+xenlab-dom0: end ok
+xenlab-dom0: status 0"
+        )
+        .lines()
+        .map(str::to_owned)
+        .collect()
+    }
+
+    fn verdict(lines: Vec<String>) -> Result<(), String> {
+        let run = Run { lines, end: End::Exited(ExitStatus::from_raw(0)) };
+        judge(&run, 9).map_err(|error| format!("{error:#}"))
+    }
+
+    /// A good run in which the first `from` is replaced.
+    fn other(from: &str, to: &str) -> String {
+        let mut lines = good();
+        let line = lines.iter_mut().find(|line| line.contains(from)).expect("a line to replace");
+        *line = line.replace(from, to);
+        verdict(lines).unwrap_err()
+    }
+
+    #[test]
+    fn a_whole_good_run_passes() {
+        assert_eq!(verdict(good()), Ok(()));
+    }
+
+    #[test]
+    fn every_line_of_a_run_counts() {
+        for (index, line) in good().iter().enumerate() {
+            let mut without = good();
+            without.remove(index);
+            // The first is not judged, and dom0 itself has waited for the others.
+            let judged = ![": up", ": ready", " as written"].iter().any(|end| line.ends_with(end));
+            assert_eq!(verdict(without).is_err(), judged, "without {line:?}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_holds_anything_else_fails_and_is_named() {
+        assert!(other("rounds 7", "rounds 8").contains("xvda in the guest"));
+        assert!(other("rounds 7", "rounds x").contains("xvda"));
+        let [a, b] = DISKS.map(|(_, seed)| expect(noise(seed, BYTES), 7));
+        assert!(other(&format!("xvda {a}"), &format!("xvda {b}")).contains("xvda in dom0"));
+        assert!(other(&format!("xvdb {b}"), &format!("xvdb {a}")).contains("xvdb in dom0"));
+    }
+
+    #[test]
+    fn the_guest_is_suspended_twice_and_in_the_midst_of_its_work() {
+        assert!(other("resumed restored", "resumed cancelled").contains("was resumed"));
+        assert!(other("in flight: 20 31", "in flight: 20 0").contains("in flight"));
+        assert!(other("in flight: 32 1", "in flight: 32").contains("in flight"));
+        let mut thrice = good();
+        thrice.insert(5, "guest: xenlab: resumed cancelled, in flight: 1 1".to_owned());
+        assert!(verdict(thrice).unwrap_err().contains("was resumed"));
+    }
+
+    #[test]
+    fn a_failure_in_dom0_is_told() {
+        assert!(other("saved ok", "failed saved: the domain is still there").contains("still there"));
+        assert!(other("status 0", "status 1").contains("did not end well"));
+    }
+
+    #[test]
+    fn what_is_expected_is_the_disk_with_the_last_round_in_its_area() {
+        let sum = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let mut bytes = vec![7; AREA + 512];
+        assert_eq!(expect(bytes.clone(), 0), sum(&bytes));
+        let expected = expect(bytes.clone(), 3);
+        bytes.truncate(512);
+        for index in 0..AREA as u32 / 8 {
+            bytes.extend(index.to_le_bytes());
+            bytes.extend([3, 0, 0, 0]);
+        }
+        assert_eq!(expected, sum(&bytes));
+    }
+}
