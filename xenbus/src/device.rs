@@ -133,12 +133,7 @@ impl<S: Store> Device<S> {
     }
 
     fn new(store: &S, path: &str, other: &str, back: bool) -> Result<Self, StoreError> {
-        let node = format!("{path}/{other}");
-        let other_path = store.read_text(Tx::NONE, &node)?;
-        let other_id = DomId(store.read_as(Tx::NONE, &format!("{node}-id"))?);
-        if !other_path.starts_with(&format!("/local/domain/{}/", other_id.0)) {
-            return Err(StoreError { op: "read", path: node, cause: Cause::BadValue(other_path) });
-        }
+        let (other_path, other_id) = find(store, path, other)?;
         let other_watch = store.watch(&format!("{other_path}/state"))?;
         let own_watch = if back { Some(store.watch(&format!("{path}/state"))) } else { None };
         let own_watch = own_watch.transpose().inspect_err(|_| _ = store.unwatch(other_watch))?;
@@ -151,6 +146,21 @@ impl<S: Store> Device<S> {
             other_watch,
             own_watch,
         })
+    }
+
+    /// Front end: finds the back end of a domain that has come back from a suspend, where the toolstack has made the device anew. Its own
+    /// state is nothing until it is [switched](Self::switch).
+    ///
+    /// # Errors
+    /// As [`front`](Self::front); nothing has changed then.
+    pub fn resume(&mut self) -> Result<(), StoreError> {
+        let (other_path, other_id) = find(&self.store, &self.path, "backend")?;
+        let other_watch = self.store.watch(&format!("{other_path}/state"))?;
+        // A watch that can't be unset costs an event that nobody takes.
+        let _ = self.store.unwatch(self.other_watch);
+        (self.other_path, self.other_id, self.other_watch) = (other_path, other_id, other_watch);
+        self.state = State::Unknown;
+        Ok(())
     }
 
     /// Returns the store.
@@ -287,6 +297,17 @@ impl<S: Store> Device<S> {
     pub fn fault(&self, message: fmt::Arguments<'_>) {
         let _ = self.store.write_text(Tx::NONE, &format!("error/{}/error", self.path), message);
     }
+}
+
+/// Finds the other end of a device: its directory and its domain.
+fn find<S: Store>(store: &S, path: &str, other: &str) -> Result<(String, DomId), StoreError> {
+    let node = format!("{path}/{other}");
+    let other_path = store.read_text(Tx::NONE, &node)?;
+    let other_id = DomId(store.read_as(Tx::NONE, &format!("{node}-id"))?);
+    if !other_path.starts_with(&format!("/local/domain/{}/", other_id.0)) {
+        return Err(StoreError { op: "read", path: node, cause: Cause::BadValue(other_path) });
+    }
+    Ok((other_path, other_id))
 }
 
 impl<S: Store> Drop for Device<S> {

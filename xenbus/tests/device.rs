@@ -221,3 +221,46 @@ fn flood_of_devices_that_come_and_go_is_told_by_its_last_state() {
     assert_eq!(fronts.changes().unwrap(), [Hotplug::Added("device/vbd/8".into())]);
     assert_eq!(fronts.changes().unwrap(), []);
 }
+
+#[test]
+fn front_end_of_a_restored_domain_finds_its_new_back_end() {
+    let bed = Bed::new();
+    let mut front = Device::front(&bed.front, FRONT_PATH).unwrap();
+    let mut old = Device::back(&bed.back, BACK_PATH).unwrap();
+    front.switch(State::Connected).unwrap();
+    bed.front.suspend().unwrap();
+    let port = bed.world.restore(&bed.front, 7);
+    bed.front.reconnect(port).unwrap();
+    // As long as the toolstack has not made the device anew, all stays.
+    assert!(front.resume().unwrap_err().is_absent());
+    assert_eq!((front.state(), front.other_id()), (State::Connected, DomId(2)));
+
+    let (home, back) = ("/local/domain/7/device/vbd/51712", "/local/domain/3/backend/vbd/7/51712");
+    for (path, value) in [
+        (format!("{home}/backend"), back),
+        (format!("{home}/backend-id"), "3"),
+        (format!("{home}/state"), "1"),
+        (format!("{back}/state"), "2"),
+    ] {
+        bed.toolstack.write_text(Tx::NONE, &path, value).unwrap();
+    }
+    let read = [Perm { domain: DomId(3), read: true, write: false }];
+    bed.toolstack.set_permissions(Tx::NONE, &format!("{back}/state"), &read).unwrap();
+    let own = [Perm { domain: DomId(7), read: false, write: false }];
+    bed.toolstack.set_permissions(Tx::NONE, &format!("{home}/state"), &own).unwrap();
+    front.resume().unwrap();
+    assert_eq!((front.state(), front.other_id()), (State::Unknown, DomId(3)));
+    assert_eq!(bed.world.holds(&bed.front), (1, 0), "the watch on the last one is unset");
+    bed.settle();
+    assert!(front.changed());
+    assert_eq!(front.other_state().unwrap(), State::InitWait);
+    old.switch(State::Closing).unwrap();
+    bed.settle();
+    assert!(!front.changed());
+    bed.toolstack.write_text(Tx::NONE, &format!("{back}/state"), 4).unwrap();
+    bed.settle();
+    assert!(front.changed());
+    assert_eq!(front.other_state().unwrap(), State::Connected);
+    front.switch(State::Initialising).unwrap();
+    assert_eq!(bed.toolstack.read_as::<u8>(Tx::NONE, &format!("{home}/state")).unwrap(), 1);
+}

@@ -285,3 +285,60 @@ fn threads_share_the_client_and_each_gets_its_own_answers() {
     let stats = guest.stats();
     assert_eq!((stats.replies, stats.unknown_replies), (stats.requests, 0));
 }
+
+#[test]
+fn watches_are_set_again_and_fire_in_a_restored_domain() {
+    let world = World::default();
+    let (toolstack, guest) = (world.domain(0), world.domain(1));
+    let watch = guest.watch("device/vbd").unwrap();
+    let other = guest.watch("data").unwrap();
+    guest.unwatch(other).unwrap();
+    world.settle(&[&guest]);
+    assert!(guest.fired(watch));
+    guest.suspend().unwrap();
+    let port = world.restore(&guest, 7);
+    guest.reconnect(port).unwrap();
+    assert_eq!((guest.port(), world.holds(&guest)), (port, (1, 0)));
+    assert!(guest.fired(watch), "what has changed meanwhile is to be looked at");
+    guest.write(Tx::NONE, "name", b"anew").unwrap();
+    assert_eq!(toolstack.read(Tx::NONE, "/local/domain/7/name").unwrap(), b"anew");
+    assert!(!guest.fired(watch));
+    toolstack.write(Tx::NONE, "/local/domain/1/device/vbd/1", b"").unwrap();
+    world.settle(&[&guest]);
+    assert!(!guest.fired(watch), "the home of before is another's");
+    toolstack.write(Tx::NONE, "/local/domain/7/device/vbd/1", b"").unwrap();
+    world.settle(&[&guest]);
+    assert!(guest.fired(watch));
+    guest.unwatch(watch).unwrap();
+    assert_eq!(world.holds(&guest), (0, 0));
+}
+
+#[test]
+fn watch_that_is_refused_keeps_no_other_from_being_set_again() {
+    let world = World::default();
+    let guest = world.domain(1);
+    let watches = ["a", "b"].map(|path| guest.watch(path).unwrap());
+    assert_eq!(watches.map(|watch| guest.fired(watch)), [true, true]);
+    guest.suspend().unwrap();
+    let port = world.restore(&guest, 7);
+    world.refuse_next(port);
+    assert_eq!(refused(guest.reconnect(port)), Errno::Quota);
+    assert_eq!(watches.map(|watch| guest.fired(watch)), [false, true]);
+    guest.write(Tx::NONE, "x", b"").unwrap();
+}
+
+#[test]
+fn suspend_waits_for_transactions_and_holds_back_what_is_none() {
+    let world = World::default();
+    let guest = world.domain(1);
+    let tx = guest.start().unwrap();
+    guest.write(tx, "a", b"1").unwrap();
+    assert!(matches!(guest.suspend().unwrap_err().cause, Cause::TimedOut(_)));
+    // All goes on, and what is begun comes to its end.
+    guest.write(Tx::NONE, "b", b"1").unwrap();
+    guest.end(tx, true).unwrap();
+    guest.suspend().unwrap();
+    assert!(matches!(guest.read(Tx::NONE, "a").unwrap_err().cause, Cause::TimedOut(_)));
+    guest.cancel_suspend();
+    assert_eq!(guest.read(Tx::NONE, "a").unwrap(), b"1");
+}

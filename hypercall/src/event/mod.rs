@@ -60,6 +60,12 @@ pub trait Events: Clone {
 
     /// Closes the port; it may be another's from now on.
     fn close(&self, port: Port);
+
+    /// Returns how often the domain has come back from a suspend. Each time, all ports of before are gone, and their numbers may be
+    /// those of new ones. 0 where the domain is never suspended.
+    fn suspends(&self) -> u32 {
+        0
+    }
 }
 
 /// Events that can also be waited for without being dispatched. Our store client needs that; a kernel that lends its own client
@@ -74,11 +80,14 @@ pub trait Polled: Events {
     fn raise(&self, port: Port);
 }
 
-/// A port of this domain, bound or offered; closed when dropped.
+/// A port of this domain, bound or offered; closed when dropped, unless it went with a suspend of the domain: its number may be that of
+/// another then.
 #[derive(Debug)]
 pub struct Channel<E: Events> {
     events: E,
     port: Port,
+    /// How often the domain had been suspended when the port was made.
+    suspends: u32,
 }
 
 impl<E: Events> Channel<E> {
@@ -87,7 +96,7 @@ impl<E: Events> Channel<E> {
     /// # Errors
     /// As [`Events::alloc_unbound`].
     pub fn offer(events: &E, remote: DomId) -> Result<Self, EventError> {
-        Ok(Self { port: events.alloc_unbound(remote)?, events: events.clone() })
+        Ok(Self::new(events, events.alloc_unbound(remote)?))
     }
 
     /// Binds to the port that `remote` offers.
@@ -95,13 +104,17 @@ impl<E: Events> Channel<E> {
     /// # Errors
     /// As [`Events::bind_interdomain`].
     pub fn bind(events: &E, remote: DomId, port: Port) -> Result<Self, EventError> {
-        Ok(Self { port: events.bind_interdomain(remote, port)?, events: events.clone() })
+        Ok(Self::new(events, events.bind_interdomain(remote, port)?))
     }
 
     /// Takes over a port that is there already, such as the console's and xenstore's, which the toolstack made.
     pub fn adopt(events: &E, port: Port) -> Self {
         events.unmask(port);
-        Self { events: events.clone(), port }
+        Self::new(events, port)
+    }
+
+    fn new(events: &E, port: Port) -> Self {
+        Self { events: events.clone(), port, suspends: events.suspends() }
     }
 
     /// Returns the local port.
@@ -122,6 +135,8 @@ impl<E: Events> Channel<E> {
 
 impl<E: Events> Drop for Channel<E> {
     fn drop(&mut self) {
-        self.events.close(self.port);
+        if self.suspends == self.events.suspends() {
+            self.events.close(self.port);
+        }
     }
 }

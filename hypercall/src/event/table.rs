@@ -39,6 +39,8 @@ struct Inner<P> {
     ports: Box<[Slot]>,
     /// The port behind the one that was served last, by vcpu: where the next scan begins.
     next: [AtomicU32; XEN_LEGACY_MAX_VCPUS],
+    /// How often the domain has come back from a suspend.
+    suspends: AtomicU32,
 }
 
 /// What the shared page doesn't tell about a port.
@@ -89,11 +91,32 @@ impl<P: Platform> EventChannels<P> {
     /// `shared` is the domain's shared page, and stays mapped there as long as there is a handle.
     pub unsafe fn new(platform: P, shared: NonNull<SharedInfo>) -> Self {
         let ports = (0..PORTS).map(|_| Slot::default()).collect();
-        let this = Self(Arc::new(Inner { platform, shared, ports, next: [const { AtomicU32::new(0) }; _] }));
-        for word in &this.shared().evtchn_mask {
+        let (next, suspends) = ([const { AtomicU32::new(0) }; _], AtomicU32::new(0));
+        let this = Self(Arc::new(Inner { platform, shared, ports, next, suspends }));
+        this.mask_all();
+        this
+    }
+
+    /// Begins anew in a domain that has come back from a suspend, once the shared page is seen at its address again: all ports of
+    /// before are gone, those of console and store, too, of which `start_info` has new ones. Events of before are not
+    /// [current](Self::is_current) any more, and a [`Channel`](super::Channel) of before closes nothing.
+    ///
+    /// Called before any port is made, while one vcpu runs and handles no event. Not for a suspend that was cancelled: nothing has
+    /// changed there.
+    pub fn resume(&self) {
+        self.0.suspends.fetch_add(1, SeqCst);
+        for slot in &self.0.ports {
+            slot.generation.fetch_add(1, SeqCst);
+            slot.vcpu.store(0, SeqCst);
+        }
+        // What is pending stays so: it is of the new ports, for the toolstack has wiped out the rest.
+        self.mask_all();
+    }
+
+    fn mask_all(&self) {
+        for word in &self.shared().evtchn_mask {
             word.store(usize::MAX, SeqCst);
         }
-        this
     }
 
     fn shared(&self) -> &SharedInfo {
@@ -321,6 +344,10 @@ impl<P: Platform> Events for EventChannels<P> {
         self.mask(port);
         // Xen clears the pending bit. From here on the port may be another's, so nothing may be touched after the call.
         let _ = call::close(&self.0.platform, port);
+    }
+
+    fn suspends(&self) -> u32 {
+        self.0.suspends.load(SeqCst)
     }
 }
 

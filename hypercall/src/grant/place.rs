@@ -63,12 +63,13 @@ impl Place {
     /// Lets the hypervisor show a frame of the table, whose number in a PV domain is `mfn`, at its address.
     ///
     /// # Safety
-    /// It was not shown before, or it was taken away again; and it will be seen through atomics only.
+    /// It was not shown before, or it was taken away again, or it went with a suspend of the domain; and it will be seen through
+    /// atomics only.
     pub(super) unsafe fn show<P: Platform>(&self, platform: &P, frame: u32, mfn: XenPfn) -> Result<(), XenError> {
         let va = self.va(frame);
         if self.is_translated {
             let (space, gfn) = (XENMAPSPACE_grant_table, platform.gfn_of(va));
-            // SAFETY: the page is ours, and nobody has ever looked at it; the rest is the caller's.
+            // SAFETY: the page is ours, and nobody looks at it; the rest is the caller's.
             let shown = unsafe { add_to_physmap(platform, space, frame as usize, gfn) };
             if shown.is_err() {
                 self.in_doubt.store(true, Relaxed);
@@ -85,12 +86,11 @@ impl Place {
     /// # Safety
     /// The frame is shown, and nobody looks at it any more.
     unsafe fn hide<P: Platform>(&self, platform: &P, frame: u32) -> bool {
-        let va = self.va(frame);
         if !self.is_translated {
             // SAFETY: the caller's.
-            return unsafe { update_va_mapping(platform, va.as_ptr().addr(), 0, UVMF_INVLPG | UVMF_ALL) }.is_ok();
+            return unsafe { self.withdraw(platform, frame) }.is_ok();
         }
-        let gfn = platform.gfn_of(va);
+        let gfn = platform.gfn_of(self.va(frame));
         // SAFETY: the caller's.
         if unsafe { remove_from_physmap(platform, gfn) }.is_err() {
             return false;
@@ -98,6 +98,20 @@ impl Place {
         // The page that was here is Xen's since the frame came. Whoever gets these pages from the platform next wants memory.
         // SAFETY: just emptied.
         matches!(unsafe { populate_physmap(platform, &mut [XenPfn(gfn.0 as usize)], 0, 0) }, Ok(1))
+    }
+
+    /// Takes a frame out of the page tables, for the time of a suspend. In an auto-translated domain, whose page tables know nothing of
+    /// it, it stays.
+    ///
+    /// # Safety
+    /// The frame is shown, and nobody looks at it until it is shown again.
+    pub(super) unsafe fn withdraw<P: Platform>(&self, platform: &P, frame: u32) -> Result<(), XenError> {
+        if self.is_translated {
+            return Ok(());
+        }
+        let va = self.va(frame).as_ptr().addr();
+        // SAFETY: address space of ours; the rest is the caller's.
+        unsafe { update_va_mapping(platform, va, 0, UVMF_INVLPG | UVMF_ALL) }
     }
 
     /// Takes the first `shown` frames away and gives the addresses back.

@@ -17,6 +17,7 @@ use super::locked::Locked;
 use super::place::Place;
 use super::{Access, GrantError, Grants, StillMapped};
 use crate::call::grant_table::{GrantOpError, query_size, setup_table};
+use crate::error::XenError;
 use crate::mem::{OutOfMemory, PAGE_SIZE, Pages};
 use crate::platform::{Level, Platform};
 
@@ -57,6 +58,8 @@ struct Inner<P: Platform> {
 
 /// What is under the lock, where nothing is allocated and nothing freed: lists grow by [`enlarge`].
 struct State<P: Platform> {
+    /// What Xen calls the frames of the table, of those at least that are shown.
+    frames: Vec<XenPfn>,
     /// Free references, last in first out. Growing has made room for all entries, and a reference is in here once or with one
     /// owner, so giving back never allocates.
     free: Vec<GrantRef>,
@@ -119,7 +122,8 @@ impl<P: Platform> GrantTable<P> {
     pub unsafe fn new(platform: P) -> Result<Self, GrantError> {
         let (_, max_frames) = query_size(&platform).map_err(GrantError::Xen)?;
         let place = Place::new(&platform, max_frames.min(MAX_FRAMES))?;
-        let state = State { free: Vec::new(), quarantine: Vec::new(), stats: GrantStats::default() };
+        let (frames, free, quarantine) = (Vec::new(), Vec::new(), Vec::new());
+        let state = State { frames, free, quarantine, stats: GrantStats::default() };
         let inner = Inner { platform, place, entries: AtomicU32::new(0), state: Locked::new(state) };
         let mut room = Room::new(inner.wanted(1)?, 1)?;
         inner.with(|state| inner.grow(state, &mut room))?;
@@ -140,6 +144,50 @@ impl<P: Platform> GrantTable<P> {
         }
         let mut room = Room::new(want, want - have as usize)?;
         self.0.with(|state| if self.frames() < want as u32 { self.0.grow(state, &mut room) } else { Ok(()) })
+    }
+
+    /// Takes the table out of the domain's page tables before the domain is suspended: a page-table entry that leads to no memory of
+    /// the domain's can't be saved. Allocates nothing, and neither does [`resume`](Self::resume).
+    ///
+    /// # Errors
+    /// [`GrantError`] as Xen says; the table is as it was then.
+    ///
+    /// # Safety
+    /// Until [`resume`](Self::resume), nobody uses the table, nor anything that stands on it: one vcpu runs, and does nothing else.
+    pub unsafe fn suspend(&self) -> Result<(), GrantError> {
+        let Inner { platform, place, .. } = &*self.0;
+        self.0.with(|state| {
+            for frame in 0..self.frames() {
+                // SAFETY: shown, and the caller promises that nobody looks.
+                let Err(error) = (unsafe { place.withdraw(platform, frame) }) else { continue };
+                for (frame, mfn) in (0..frame).zip(&state.frames) {
+                    // SAFETY: just taken away; an entry is made of atomics.
+                    unsafe { place.show(platform, frame, *mfn) }.map_err(of_xen)?;
+                }
+                return Err(of_xen(error));
+            }
+            Ok(())
+        })
+    }
+
+    /// Shows the table again after a suspend. If the domain has come back as another, it is a new one: nothing is granted any more,
+    /// and nothing is mapped. References stay reserved, or in the quarantine, until their owners [`end`](Grants::end) them and give
+    /// them back. If the suspend was cancelled, all is as it was.
+    ///
+    /// # Errors
+    /// [`GrantError`] as Xen says. What could not be shown is out of use then: by its references nothing is shared, nor ended.
+    pub fn resume(&self) -> Result<(), GrantError> {
+        let Inner { platform, place, entries, .. } = &*self.0;
+        self.0.with(|state| {
+            let frames = entries.swap(0, Relaxed) / PER_FRAME;
+            setup_table(platform, frames, &mut state.frames).map_err(GrantError::Xen)?;
+            for (frame, mfn) in (0..frames).zip(&state.frames) {
+                // SAFETY: taken away by `suspend`, or by the suspend itself; an entry is made of atomics.
+                unsafe { place.show(platform, frame, *mfn) }.map_err(of_xen)?;
+                entries.store((frame + 1) * PER_FRAME, Release);
+            }
+            Ok(())
+        })
     }
 
     /// Returns how many frames the table has.
@@ -172,6 +220,10 @@ impl<P: Platform> GrantTable<P> {
     pub fn retry_quarantine(&self) {
         self.0.sweep();
     }
+}
+
+fn of_xen(error: XenError) -> GrantError {
+    GrantError::Xen(GrantOpError::Xen(error))
 }
 
 /// Memory for a table of some frames, made outside the lock.
@@ -287,7 +339,8 @@ impl<P: Platform> Inner<P> {
     /// Ends the access by an entry, unless somebody maps it.
     #[inline]
     fn end(&self, gref: GrantRef) -> Result<(), StillMapped> {
-        let Some(entry) = self.entry(gref) else { return Ok(()) };
+        // Nobody has reserved it, or it can't be reached since a suspend.
+        let Some(entry) = self.entry(gref) else { return Err(StillMapped { gref }) };
         let mut flags = entry.flags.load(Relaxed);
         for _ in 0..END_TRIES {
             if flags & (GTF_reading | GTF_writing) != 0 {
@@ -316,10 +369,11 @@ impl<P: Platform> Inner<P> {
         let want = room.frames.len() as u32;
         enlarge(&mut state.free, &mut room.free);
         setup_table(&self.platform, want, &mut room.frames).map_err(GrantError::Xen)?;
+        // The smaller one is dropped outside the lock.
+        core::mem::swap(&mut state.frames, &mut room.frames);
         for frame in have..want {
             // SAFETY: not shown before, for the table has no entries of it; an entry is made of atomics.
-            let shown = unsafe { self.place.show(&self.platform, frame, room.frames[frame as usize]) };
-            shown.map_err(|error| GrantError::Xen(GrantOpError::Xen(error)))?;
+            unsafe { self.place.show(&self.platform, frame, state.frames[frame as usize]) }.map_err(of_xen)?;
             self.entries.store((frame + 1) * PER_FRAME, Release);
             self.adopt(state, frame);
         }

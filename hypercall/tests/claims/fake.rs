@@ -270,6 +270,28 @@ impl Fake {
         unsafe { page.add(gref.0 as usize % 512).as_ref() }
     }
 
+    /// What becomes of a domain that is saved and restored: its ports and grants are gone, and its table is another.
+    ///
+    /// # Panics
+    /// If a page-table entry leads to a frame that is no memory: such a domain can't be saved.
+    pub(crate) fn restore(&self) {
+        let mut state = self.state();
+        if state.is_translated {
+            // What has stood in the place of memory is lost, and memory is there.
+            state.without_memory.clear();
+            state.mappings.clear();
+        }
+        assert!(state.mappings.is_empty(), "saved with a frame mapped that is no memory");
+        state.ports.fill(PortState::default());
+        let frames = std::mem::replace(&mut state.table, vec![zeroed(1)]);
+        state.foreign_blocks.extend(frames.iter().map(|frame| (*frame, 1)));
+        drop(state);
+        for (pending, mask) in self.shared().evtchn_pending.iter().zip(&self.shared().evtchn_mask) {
+            pending.store(0, SeqCst);
+            mask.store(0, SeqCst);
+        }
+    }
+
     /// Maps a grant of this domain's in the peer, as Xen does: by compare-and-swap. Returns whether it was allowed.
     pub(crate) fn peer_maps(&self, gref: GrantRef) -> bool {
         let entry = self.entry(gref);

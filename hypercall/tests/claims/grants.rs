@@ -236,9 +236,10 @@ fn the_last_handle_takes_the_table_out_of_the_address_space() {
 }
 
 #[test]
-fn ending_a_reference_that_there_is_not_does_nothing() {
+fn ending_a_reference_that_there_is_not_is_refused() {
     let (_fake, table) = table();
-    assert_eq!(table.end(GrantRef(u32::MAX)), Ok(()));
+    let gref = GrantRef(u32::MAX);
+    assert_eq!(table.end(gref), Err(StillMapped { gref }));
 }
 
 #[test]

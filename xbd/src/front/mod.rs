@@ -228,7 +228,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
     fn advance(&mut self, lost: &mut impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
         let theirs = self.device.other_state()?;
         match (self.device.state(), theirs) {
-            (State::Initialised | State::Connected, _) if self.recovering => self.recover(lost),
+            (State::Initialised | State::Connected | State::Unknown, _) if self.recovering => self.recover(lost),
             (State::Initialising, State::InitWait) if self.used == 0 => self.connect(),
             (State::Initialised, State::Connected) => self.meet(lost),
             (State::Connected, State::Connected) => self.look_again(),
@@ -255,6 +255,31 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
             (State::Closing, _) => self.finish(lost),
             _ => Ok(Change::None),
         }
+    }
+
+    /// Begins anew in a domain that has come back from a suspend: with the back end that the toolstack has made there, which is another.
+    /// What the last one has answered is completed, and what it has not is sent to the next, in its order, whatever [`Config::reconnect`]
+    /// says; see [`Change::Reconnecting`]. A device that is being closed is closed now, and `lost` gets what is in flight.
+    ///
+    /// Called after event channels, grants and store were resumed. Not for a suspend that was cancelled: nothing has changed there.
+    ///
+    /// # Errors
+    /// [`FrontError`] if the device isn't there any more; it was reported in the store, and the device is being closed.
+    pub fn resume(&mut self, mut lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
+        let done = self.come_back(&mut lost);
+        if let Err(error) = &done {
+            self.fail(error);
+        }
+        done
+    }
+
+    fn come_back(&mut self, lost: &mut impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
+        if self.device.is_closing() {
+            return self.end(lost);
+        }
+        self.device.resume()?;
+        self.recover(lost)?;
+        Ok(Change::Reconnecting)
     }
 
     /// Ends the device whatever the other end says: for an owner that can't wait any longer for one that neither answers nor goes. Called

@@ -171,6 +171,17 @@ impl<'a> Consumer<'a> {
         Ok(bounded(prod.wrapping_sub(self.cons), self.layout, &mut self.broken)? as usize)
     }
 
+    /// Passes over all that there is to read.
+    ///
+    /// # Errors
+    /// As [`available`](Self::available).
+    pub fn skip(&mut self) -> Result<(), RingError> {
+        self.cons = self.cons.wrapping_add(self.available()? as u32);
+        // Relaxed: nothing was read.
+        self.page.word(self.layout.cons).store(self.cons, Relaxed);
+        Ok(())
+    }
+
     /// Reads as many bytes as there are and `to` takes, and returns how many. If any, the other end is to be notified.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
-use core::sync::atomic::{AtomicBool, AtomicU64, fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
 
 use hypercall::event::Polled;
 use hypercall::mem::Shared;
@@ -27,7 +27,7 @@ use xen_sys::io::xs_wire::{XENSTORE_PAYLOAD_MAX, XENSTORE_RING_SIZE, XsdSockmsg,
 use super::codec::{Decoder, Incoming, Reply, Request};
 use super::operations::done;
 use super::watches::{WATCHES, Watches};
-use super::{Cause, Store, StoreError, Tx, WatchId};
+use super::{Cause, Errno, Store, StoreError, Tx, WatchId};
 use crate::ring::bytes::ByteRings;
 
 #[cfg(test)]
@@ -77,7 +77,8 @@ pub struct XenStore<P: Platform, E: Polled>(Arc<Inner<P, E>>);
 struct Inner<P, E> {
     platform: P,
     events: E,
-    port: Port,
+    /// The number of the port, which a suspend changes.
+    port: AtomicU32,
     timeout_ns: AtomicU64,
     /// Somebody wanted to look into the ring while another held the lock, who looks once more then.
     again: AtomicBool,
@@ -102,9 +103,19 @@ struct Pending {
     answered: Option<Op>,
 }
 
+/// What it takes for a domain to be suspended.
+#[derive(Debug, Default)]
+struct Calm {
+    /// No request is begun but those of transactions.
+    wanted: bool,
+    /// Transactions that are open.
+    transactions: usize,
+}
+
 /// The ring and what is under way in it. Without IO but for the ring: nothing here waits or notifies.
 #[derive(Debug)]
 struct Link {
+    page: Shared<'static>,
     rings: ByteRings<'static>,
     decoder: Decoder,
     outgoing: VecDeque<u8>,
@@ -112,6 +123,7 @@ struct Link {
     last: u32,
     /// The paths of the watches, which xenstored wants to be told again when they end.
     paths: BTreeMap<WatchId, String>,
+    calm: Calm,
     broken: bool,
     stats: Stats,
 }
@@ -130,24 +142,27 @@ struct Moved {
 impl Link {
     fn new(page: Shared<'static>) -> Self {
         Self {
+            page,
             rings: ByteRings::xenstore_front(page),
             decoder: Decoder::new(),
             outgoing: VecDeque::with_capacity(OUTGOING),
             pending: Vec::with_capacity(REQUESTS),
             last: 0,
             paths: BTreeMap::new(),
+            calm: Calm::default(),
             broken: false,
             stats: Stats::default(),
         }
     }
 
-    /// Queues a request; `None` if there are too many.
+    /// Queues a request; `None` if there are too many, or it is to wait for the end of a suspend.
     fn submit(&mut self, request: &Request<'_>) -> Result<Option<RequestId>, Cause> {
         if self.broken {
             return Err(Cause::Broken);
         }
         let bytes = size_of::<XsdSockmsg>() + request.len().min(XENSTORE_PAYLOAD_MAX);
-        if self.pending.len() >= REQUESTS || self.outgoing.len() + bytes > OUTGOING {
+        let waits = self.calm.wanted && request.tx == Tx::NONE;
+        if waits || self.pending.len() >= REQUESTS || self.outgoing.len() + bytes > OUTGOING {
             return Ok(None);
         }
         // Zero is the number of what nobody asked for, and one that is still under way is not given twice.
@@ -156,6 +171,9 @@ impl Link {
             id = id.wrapping_add(1);
         }
         request.emit(id, &mut self.outgoing)?;
+        if request.op == Op::TRANSACTION_END {
+            self.calm.transactions = self.calm.transactions.saturating_sub(1);
+        }
         self.last = id;
         self.stats.requests += 1;
         let bytes = Vec::with_capacity(XENSTORE_PAYLOAD_MAX);
@@ -216,9 +234,33 @@ impl Link {
         let Pending { op: asked, answered, bytes, .. } = self.pending.swap_remove(at);
         let Some(op) = answered else { return Some(Err(Cause::Broken)) };
         Some(match (Reply { op, id: id.0, payload: &bytes }).result(asked) {
-            Ok(_) => Ok(bytes),
+            Ok(_) => {
+                self.calm.transactions += usize::from(asked == Op::TRANSACTION_START);
+                Ok(bytes)
+            }
             Err(cause) => Err(cause),
         })
+    }
+
+    /// Tells whether nothing is under way, neither in the ring nor in a transaction.
+    fn is_calm(&mut self) -> bool {
+        let done = self.outgoing.is_empty() && self.pending.iter().all(|pending| pending.answered.is_some());
+        let read = self.rings.tx.room().is_ok_and(|room| room == XENSTORE_RING_SIZE);
+        self.broken || (self.calm.transactions == 0 && done && read && self.decoder.is_between())
+    }
+
+    /// Begins anew with another xenstored, which knows nothing of what this has asked for.
+    fn begin_again(&mut self) {
+        self.rings = ByteRings::xenstore_front(self.page);
+        self.broken = self.rings.rx.skip().is_err();
+        self.decoder = Decoder::new();
+        self.outgoing.clear();
+        self.calm = Calm::default();
+        for pending in self.pending.iter_mut().filter(|pending| pending.answered.is_none()) {
+            pending.answered = Some(Op::ERROR);
+            pending.bytes.extend_from_slice(Errno::Again.word().as_bytes());
+            pending.bytes.push(0);
+        }
     }
 
     /// Forgets a request; its answer is dropped when it comes.
@@ -248,7 +290,7 @@ impl<P: Platform, E: Polled> Clone for XenStore<P, E> {
 
 impl<P: Platform, E: Polled> fmt::Debug for XenStore<P, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "XenStore(port {})", self.0.port.0)
+        write!(f, "XenStore(port {})", self.port().0)
     }
 }
 
@@ -265,7 +307,7 @@ impl<P: Platform, E: Polled> XenStore<P, E> {
         Self(Arc::new(Inner {
             platform,
             events,
-            port,
+            port: AtomicU32::new(port.0),
             timeout_ns,
             again: AtomicBool::new(false),
             untold: AtomicBool::new(false),
@@ -276,7 +318,7 @@ impl<P: Platform, E: Polled> XenStore<P, E> {
 
     /// Returns the port whose events [`process`](Self::process) answers.
     pub fn port(&self) -> Port {
-        self.0.port
+        Port(self.0.port.load(Relaxed))
     }
 
     /// Sets how long an answer may take, in nanoseconds.
@@ -295,7 +337,47 @@ impl<P: Platform, E: Polled> XenStore<P, E> {
         self.look();
         // Whoever is woken by this event looks at the watches after it.
         self.0.untold.store(false, SeqCst);
-        self.0.events.unmask(self.0.port);
+        self.0.events.unmask(self.port());
+    }
+
+    /// Makes ready for a suspend of the domain: waits until all that was asked is answered and no transaction is open. What is asked
+    /// meanwhile outside of a transaction waits until [`reconnect`](Self::reconnect) or [`cancel_suspend`](Self::cancel_suspend).
+    ///
+    /// # Errors
+    /// [`StoreError`] if that takes too long; then all goes on as before.
+    pub fn suspend(&self) -> Result<(), StoreError> {
+        self.with(|link| link.calm.wanted = true);
+        self.wait_until(|_| Ok(self.with(|link| link.is_calm().then_some(())))).map_err(|cause| {
+            self.cancel_suspend();
+            StoreError { op: "suspend", path: String::new(), cause }
+        })
+    }
+
+    /// Goes on after a suspend that was cancelled, or didn't come about.
+    pub fn cancel_suspend(&self) {
+        self.with(|link| link.calm.wanted = false);
+    }
+
+    /// Begins anew in a domain that has come back from a suspend, in the same page, and with the port that `start_info` has now. All
+    /// watches are set again, and fire. What was asked before and not answered fails with [`Errno::Again`]. A ring that was found
+    /// corrupt gets another chance.
+    ///
+    /// Called after the event channels were resumed, while nobody else uses the store.
+    ///
+    /// # Errors
+    /// The [`StoreError`] of the first watch that was refused; the others are set.
+    pub fn reconnect(&self, port: Port) -> Result<(), StoreError> {
+        self.0.port.store(port.0, Relaxed);
+        let watches = self.with(|link| {
+            link.begin_again();
+            link.paths.clone()
+        });
+        self.0.events.unmask(port);
+        watches.into_iter().map(|(id, path)| self.set_watch(id, &path)).fold(Ok(()), Result::and)
+    }
+
+    fn set_watch(&self, id: WatchId, path: &str) -> Result<(), StoreError> {
+        done(self, "watch", Op::WATCH, Tx::NONE, path, &[alloc::format!("{}\0", id.0).as_bytes()])
     }
 
     /// Does an operation, and returns the payload of its reply. For operations that [`Store`] doesn't have, and for tests.
@@ -324,11 +406,11 @@ impl<P: Platform, E: Polled> XenStore<P, E> {
                 inner.untold.store(true, SeqCst);
             }
             if moved.any {
-                inner.events.notify(inner.port);
+                inner.events.notify(self.port());
             }
             if moved.more {
                 // The rest has its turn after whatever else is pending.
-                inner.events.raise(inner.port);
+                inner.events.raise(self.port());
                 break;
             }
         }
@@ -350,38 +432,44 @@ impl<P: Platform, E: Polled> XenStore<P, E> {
     /// or not at all because we have taken its event. Ends with its [`process`](Self::process).
     fn pass_on(&self) {
         if self.0.untold.load(SeqCst) {
-            self.0.events.raise(self.0.port);
+            self.0.events.raise(self.port());
         }
     }
 
     fn wait_for(&self, request: &Request<'_>) -> Result<Vec<u8>, Cause> {
-        let inner = &*self.0;
-        let timeout_ns = inner.timeout_ns.load(Relaxed);
-        let deadline = inner.platform.now_ns().saturating_add(timeout_ns);
-        let waiting = Waiting { store: self };
         let mut id = None;
-        loop {
-            // First the event, then the ring: what comes after the look makes the event pending again.
-            waiting.look();
+        let answer = self.wait_until(|waiting| {
             if id.is_none() {
                 id = self.with(|link| link.submit(request))?;
                 if id.is_some() {
                     waiting.look();
                 }
             }
-            if let Some(id) = id
-                && let Some(answer) = self.with(|link| link.take_reply(id))
-            {
-                return answer;
+            Ok(id.and_then(|id| self.with(|link| link.take_reply(id))))
+        });
+        if let (Err(Cause::TimedOut(_)), Some(id)) = (&answer, id) {
+            self.with(|link| link.give_up(id));
+        }
+        answer?
+    }
+
+    /// Looks into the ring until `found` has what it wants, or the time is over.
+    fn wait_until<T>(&self, mut found: impl FnMut(&Waiting<'_, P, E>) -> Result<Option<T>, Cause>) -> Result<T, Cause> {
+        let inner = &*self.0;
+        let timeout_ns = inner.timeout_ns.load(Relaxed);
+        let deadline = inner.platform.now_ns().saturating_add(timeout_ns);
+        let waiting = Waiting { store: self };
+        loop {
+            // First the event, then the ring: what comes after the look makes the event pending again.
+            waiting.look();
+            if let Some(value) = found(&waiting)? {
+                return Ok(value);
             }
             let now = inner.platform.now_ns();
             if now >= deadline {
-                if let Some(id) = id {
-                    self.with(|link| link.give_up(id));
-                }
                 return Err(Cause::TimedOut(timeout_ns));
             }
-            inner.platform.wait(&[inner.port], deadline.min(now.saturating_add(LOOK_NS)));
+            inner.platform.wait(&[self.port()], deadline.min(now.saturating_add(LOOK_NS)));
         }
     }
 }
@@ -395,7 +483,7 @@ struct Waiting<'a, P: Platform, E: Polled> {
 impl<P: Platform, E: Polled> Waiting<'_, P, E> {
     fn look(&self) {
         let inner = &*self.store.0;
-        inner.events.take(inner.port);
+        inner.events.take(self.store.port());
         self.store.look();
     }
 }
@@ -417,8 +505,7 @@ impl<P: Platform, E: Polled> Store for XenStore<P, E> {
         let fail = |cause| StoreError { op: "watch", path: path.into(), cause };
         let id = self.0.watches.add().ok_or_else(|| fail(Cause::NoWatch(WATCHES)))?;
         // Its place is there before xenstored knows of it: the first event comes at once.
-        let token = alloc::format!("{}\0", id.0);
-        match done(self, "watch", Op::WATCH, Tx::NONE, path, &[token.as_bytes()]) {
+        match self.set_watch(id, path) {
             Ok(()) => {
                 self.with(|link| link.paths.insert(id, path.into()));
                 Ok(id)

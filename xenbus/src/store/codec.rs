@@ -167,6 +167,11 @@ impl Decoder {
         Self { bytes: Vec::with_capacity(HEADER + XENSTORE_PAYLOAD_MAX), seen: false }
     }
 
+    /// Tells whether no message has begun.
+    pub(super) const fn is_between(&self) -> bool {
+        self.seen || self.bytes.is_empty()
+    }
+
     /// Takes bytes from the front of `from`, and returns the first message that is complete; `None` if it has taken all.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use hypercall::mem::Shared;
 use hypercall::{DomId, Gfn, Hypervisor, Level, Nr, Platform, Port, Region};
 use xenbus::ring::Notify;
 use xenbus::store::{Op, XenStore};
-use xenstored::{ConnId, Daemon, Quota, RingClient};
+use xenstored::{ConnId, Daemon, Quota, Refusal, RingClient};
 
 pub(crate) type Client = XenStore<Domain, Domain>;
 
@@ -40,7 +40,7 @@ unsafe impl Send for Served {}
 
 impl Drop for Served {
     fn drop(&mut self) {
-        // SAFETY: made by `Box::leak` in `World::domain`. Each client holds a handle of the world, so all are gone.
+        // SAFETY: made by `Box::leak` in `new_page`. Each client holds a handle of the world, so all are gone.
         drop(unsafe { Box::from_raw(self.page.as_ptr()) });
     }
 }
@@ -58,28 +58,35 @@ impl World {
 
     /// Makes a client for a domain, with a home of its own.
     pub(crate) fn domain(&self, id: u16) -> Client {
-        let page = NonNull::from(Box::leak(Box::new([0u64; 512])));
-        // SAFETY: freed with the world, which every client holds; nobody else has it.
-        let view = unsafe { Shared::<'static>::new(page.cast(), 4096) };
-        let mut inner = self.inner();
-        inner.daemon.introduce(DomId(id));
-        let toolstack = inner.daemon.connect(DomId(0));
-        for (op, text) in [(Op::MKDIR, ""), (Op::SET_PERMS, "nID\0")] {
-            let payload = format!("/local/domain/{id}\0{text}").replace("ID", &id.to_string());
-            inner.daemon.call(toolstack, op, 0, payload.as_bytes()).unwrap();
-        }
-        inner.daemon.disconnect(toolstack);
-        let ring = RingClient::new(inner.daemon.connect(DomId(id)), view);
-        inner.clients.push(Served { ring, page, pending: false, kicked: false });
-        let port = Port(inner.clients.len() as u32);
-        drop(inner);
+        let page = new_page();
+        let port = self.inner().serve_domain(id, page);
         let domain = Domain(self.clone());
-        XenStore::new(domain.clone(), domain, view, port)
+        XenStore::new(domain.clone(), domain, view(page), port)
+    }
+
+    /// Saves a client's domain and restores it as domain `id`: in the same page it has another daemon's ear, by another port, which is
+    /// returned.
+    pub(crate) fn restore(&self, client: &Client, id: u16) -> Port {
+        let mut inner = self.inner();
+        let old = client.port().0 as usize - 1;
+        let gone = inner.clients[old].ring.client();
+        inner.daemon.disconnect(gone);
+        let empty = new_page();
+        let page = std::mem::replace(&mut inner.clients[old].page, empty);
+        inner.clients[old].ring = RingClient::new(gone, view(empty));
+        inner.serve_domain(id, page)
     }
 
     /// Does something to the daemon.
     pub(crate) fn daemon<T>(&self, work: impl FnOnce(&mut Daemon) -> T) -> T {
         work(&mut self.inner().daemon)
+    }
+
+    /// Lets the daemon refuse the next request that comes by a port.
+    pub(crate) fn refuse_next(&self, port: Port) {
+        let mut inner = self.inner();
+        let conn = inner.clients[port.0 as usize - 1].ring.client();
+        inner.daemon.refuse_next(conn, Refusal::Quota);
     }
 
     /// Returns the daemon's name for a client.
@@ -104,7 +111,30 @@ impl World {
     }
 }
 
+fn new_page() -> NonNull<[u64; 512]> {
+    NonNull::from(Box::leak(Box::new([0u64; 512])))
+}
+
+fn view(page: NonNull<[u64; 512]>) -> Shared<'static> {
+    // SAFETY: freed with the world, which every client holds; nobody else has it.
+    unsafe { Shared::new(page.cast(), 4096) }
+}
+
 impl Inner {
+    /// Makes a domain with a home of its own, and serves its page. Returns its port.
+    fn serve_domain(&mut self, id: u16, page: NonNull<[u64; 512]>) -> Port {
+        self.daemon.introduce(DomId(id));
+        let toolstack = self.daemon.connect(DomId(0));
+        for (op, text) in [(Op::MKDIR, ""), (Op::SET_PERMS, "nID\0")] {
+            let payload = format!("/local/domain/{id}\0{text}").replace("ID", &id.to_string());
+            self.daemon.call(toolstack, op, 0, payload.as_bytes()).unwrap();
+        }
+        self.daemon.disconnect(toolstack);
+        let ring = RingClient::new(self.daemon.connect(DomId(id)), view(page));
+        self.clients.push(Served { ring, page, pending: false, kicked: false });
+        Port(self.clients.len() as u32)
+    }
+
     fn serve(&mut self) {
         loop {
             let mut moved = false;

@@ -304,3 +304,84 @@ fn path_with_a_nul_never_reaches_the_wire() {
     assert_eq!(store.write(Tx::NONE, "a", &[0; 4095]).unwrap_err().cause, Cause::TooLong(4097));
     assert_eq!(store.stats().requests, 0);
 }
+
+#[test]
+fn nothing_is_under_way_only_when_all_is_answered_and_read() {
+    let page = Page::new();
+    let watches = Watches::new();
+    let mut link = Link::new(page.view());
+    let mut server = ByteRings::xenstore_back(page.view());
+    assert!(link.is_calm());
+    let id = link.submit(&read_request()).unwrap().unwrap();
+    assert!(!link.is_calm(), "not sent");
+    link.exchange(&watches);
+    assert!(!link.is_calm(), "not answered");
+    link.give_up(id);
+    assert!(!link.is_calm(), "not read by xenstored");
+    server.rx.read(&mut [0; 100]).unwrap();
+    assert!(link.is_calm());
+    let event = message(Op::WATCH_EVENT, 0, b"a\x007\0");
+    server.tx.write(&event[..7]).unwrap();
+    link.exchange(&watches);
+    assert!(!link.is_calm(), "half an event");
+    server.tx.write(&event[7..]).unwrap();
+    link.exchange(&watches);
+    assert!(link.is_calm());
+}
+
+#[test]
+fn other_xenstored_is_not_taken_at_the_word_of_the_last() {
+    let page = Page::new();
+    let watches = Watches::new();
+    let watch = watches.add().unwrap();
+    let mut link = Link::new(page.view());
+    let ids: Vec<_> = (0..2).map(|_| link.submit(&read_request()).unwrap().unwrap()).collect();
+    link.exchange(&watches);
+    let mut server = ByteRings::xenstore_back(page.view());
+    server.rx.read(&mut [0; 100]).unwrap();
+    server.tx.write(&message(Op::READ, ids[1].0, b"answered")).unwrap();
+    let event = message(Op::WATCH_EVENT, 0, b"a\x007\0");
+    server.tx.write(&event[..18]).unwrap();
+    link.exchange(&watches);
+    // What has come since the last look is in the page that is saved.
+    server.tx.write(&event[18..]).unwrap();
+    let unsent = link.submit(&read_request()).unwrap().unwrap();
+    link.calm = Calm { wanted: true, transactions: 3 };
+
+    link.begin_again();
+    assert_eq!(link.take_reply(ids[1]), Some(Ok(b"answered".to_vec())));
+    for id in [ids[0], unsent] {
+        assert_eq!(link.take_reply(id), Some(Err(Cause::Refused(Errno::Again))));
+    }
+    let mut server = ByteRings::xenstore_back(page.view());
+    assert_eq!(server.rx.available(), Ok(0));
+    let id = link.submit(&read_request()).unwrap().unwrap();
+    link.exchange(&watches);
+    assert_eq!(server.rx.available(), Ok(18));
+    server.tx.write(&message(Op::WATCH_EVENT, 0, std::format!("a\0{}\0", watch.0).as_bytes())).unwrap();
+    server.tx.write(&message(Op::READ, id.0, b"new")).unwrap();
+    link.exchange(&watches);
+    assert_eq!(link.take_reply(id), Some(Ok(b"new".to_vec())));
+    assert!(watches.take(watch));
+    assert_eq!((link.stats.malformed, link.stats.unknown_events, link.broken), (0, 0, false));
+    server.rx.read(&mut [0; 100]).unwrap();
+    assert!(link.is_calm());
+}
+
+#[test]
+fn page_that_was_wiped_is_as_good_as_one_that_was_kept() {
+    let page = Page::new();
+    let watches = Watches::new();
+    let mut link = Link::new(page.view());
+    link.submit(&read_request()).unwrap().unwrap();
+    link.exchange(&watches);
+    page.view().clear_from(0);
+    link.begin_again();
+    let id = link.submit(&read_request()).unwrap().unwrap();
+    link.exchange(&watches);
+    let mut server = ByteRings::xenstore_back(page.view());
+    assert_eq!(server.rx.available(), Ok(18));
+    server.tx.write(&message(Op::READ, id.0, b"new")).unwrap();
+    link.exchange(&watches);
+    assert_eq!(link.take_reply(id), Some(Ok(b"new".to_vec())));
+}
