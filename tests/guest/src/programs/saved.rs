@@ -20,9 +20,11 @@ use suite::{Context, Failure, ensure};
 use xbd::SECTOR;
 use xbd::front::{Change, Completion, Config, Front, Returned, SubmitError};
 use xbd::protocol::Operation;
+use xenbus::domain::Services;
 
 use super::Args;
 use super::outside::{self, Administrator, Outside};
+use crate::boot::start_info;
 use crate::suspend::{Outcome, suspend};
 use crate::{Bare, println};
 
@@ -91,18 +93,28 @@ async fn live(node: &Node<Bare>) -> Result<(), Failure> {
 /// Lets the toolstack save the domain, and goes on in whatever it becomes.
 fn be_saved(node: &Node<Bare>, disks: &mut [Disk]) -> Result<(), Failure> {
     let in_flight: Vec<String> = disks.iter_mut().map(|disk| disk.in_flight().to_string()).collect();
-    let own = node.own();
+    let Services { events, grants, store, .. } = node.own();
+    store.suspend().context("suspend the store")?;
     // SAFETY: nothing happens in the domain but this until the table is there again.
-    unsafe { own.grants.suspend() }.context("suspend the grant table")?;
+    unsafe { grants.suspend() }.context("suspend the grant table")?;
     let outcome = suspend().context("suspend")?;
-    let how = match outcome {
-        Outcome::Cancelled => "cancelled",
-        Outcome::Restored => "restored",
-    };
     if outcome == Outcome::Restored {
-        own.events.resume();
+        events.resume();
     }
-    own.grants.resume().context("resume the grant table")?;
+    grants.resume().context("resume the grant table")?;
+    let how = match outcome {
+        Outcome::Cancelled => {
+            store.cancel_suspend();
+            "cancelled"
+        }
+        Outcome::Restored => {
+            store.reconnect(start_info().store_evtchn).context("reconnect the store")?;
+            for Disk { name, front, finished, .. } in disks {
+                front.resume(|completion| finished.push(completion)).context(name)?;
+            }
+            "restored"
+        }
+    };
     println!("xenlab: resumed {how}, in flight: {}", in_flight.join(" "));
     Ok(())
 }
@@ -191,6 +203,8 @@ impl Disk {
             self.idle.pop_front();
         }
         self.poll()?;
+        // Where something has ended, something else can begin.
+        let again = !self.finished.is_empty() || self.front.is_waiting();
         for Completion { buffer, result } in self.finished.drain(..) {
             let (Returned::Whole((block, Some(buffer))), Ok(())) = (buffer, result) else {
                 return Err(Failure(format!("{}: {result:?}", self.name)));
@@ -204,7 +218,7 @@ impl Disk {
             self.idle.push_back(block);
             self.spare.push(buffer);
         }
-        Ok(self.front.is_waiting())
+        Ok(again)
     }
 
     /// Starts an I/O; `false` if the disk doesn't take it now.

@@ -88,7 +88,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (Suite::Disk, None) => bail!("the suite \"disk\" needs an image: --disk IMAGE"),
         (Suite::Block, None) => block::run(args.timeout, args.verbose),
         (Suite::Save, None) => save::run(args.timeout, args.verbose),
-        (Suite::Block | Suite::Save, Some(_)) => bail!("this suite has disks of its own: --disk is for the suite \"disk\""),
+        (Suite::Block | Suite::Save, Some(_)) => {
+            bail!("this suite has disks of its own: --disk is for the suite \"disk\"")
+        }
     }
 }
 

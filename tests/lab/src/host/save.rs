@@ -20,7 +20,7 @@ use crate::host::setup::Beds;
 const JOB: &[u8] = include_bytes!("../../dom0/save-job");
 
 /// Bytes of each disk, and of the area at its end that the guest works in.
-const BYTES: usize = 16 << 20;
+const BYTES: usize = 8 << 20;
 const AREA: usize = 4 << 20;
 
 /// The disks, and the seeds of what they hold at first.
@@ -45,12 +45,13 @@ const RESUMED: &[&str] = &["cancelled", "restored"];
 pub(crate) fn run(timeout: u64, verbose: bool) -> Result<()> {
     let beds = Beds::find()?;
     let elf = guest::build()?;
-    let [first, second] = DISKS.map(|(_, seed)| noise(seed, BYTES));
-    let mut machine = machine(&beds, elf, JOB, timeout, &[("disk.b", &second)])?;
-    machine.disk(file(&first)?);
+    let disks = DISKS.map(|(name, seed)| (name, noise(seed, BYTES)));
+    let [(_, first), (_, second)] = &disks;
+    let mut machine = machine(&beds, elf, JOB, timeout, &[("disk.b", second)])?;
+    machine.disk(file(first)?);
     let started = Instant::now();
     let run = watch(machine, timeout, verbose, &["guest"])?;
-    judge(&run, timeout)?;
+    judge(&run, &disks, AREA, timeout)?;
     for (_, done) in STEPS {
         println!("  ok  {done}");
     }
@@ -69,8 +70,8 @@ fn file(bytes: &[u8]) -> Result<File> {
     Ok(file)
 }
 
-/// Turns a machine's end and what it said into the result of the run.
-fn judge(run: &Run, timeout: u64) -> Result<()> {
+/// Turns a machine's end and what it said into the result of the run, on disks that held these bytes, with areas of so many.
+fn judge(run: &Run, disks: &[(&str, Vec<u8>)], area: usize, timeout: u64) -> Result<()> {
     judge_end(run, timeout)?;
     let report = Report::read(&run.lines);
     let last = said_in_dom0(&run.lines);
@@ -83,14 +84,14 @@ fn judge(run: &Run, timeout: u64) -> Result<()> {
     ensure!(how == RESUMED, "the guest was resumed {how:?}, but {RESUMED:?} was expected");
     for counts in in_flight {
         let busy = counts.split(' ').filter(|count| count.parse::<u32>().is_ok_and(|count| count > 0)).count();
-        ensure!(busy == DISKS.len(), "in flight on the disks when the guest was suspended: {counts:?}");
+        ensure!(busy == disks.len(), "in flight on the disks when the guest was suspended: {counts:?}");
     }
-    for (name, seed) in DISKS {
+    for (name, bytes) in disks {
         let start = format!("{name} rounds ");
         let ended = told(&run.lines, &start).next().and_then(|ended| ended.split_once(" sha256 "));
         let (rounds, in_guest) = ended.with_context(|| format!("the guest has not told what is on {name}"))?;
         let rounds = rounds.parse().with_context(|| format!("{name}: {rounds:?} rounds"))?;
-        let expected = expect(noise(seed, BYTES), rounds);
+        let expected = expect(bytes, area, rounds);
         ensure!(in_guest == expected, "SHA-256 of {name} in the guest: {in_guest}, but {expected} was expected");
         let in_dom0 = report.dom0(name);
         ensure!(in_dom0 == Some(&expected), "SHA-256 of {name} in dom0: {in_dom0:?}, but {expected} was expected");
@@ -105,11 +106,12 @@ fn told<'a>(lines: &'a [String], start: &str) -> impl Iterator<Item = &'a str> {
     lines.iter().filter_map(move |line| Some(line.strip_prefix(&start)?.trim_end()))
 }
 
-/// Returns the SHA-256 of a disk that held `bytes`, after so many rounds of writes.
-fn expect(mut bytes: Vec<u8>, rounds: u32) -> String {
-    let area = bytes.len() - AREA;
+/// Returns the SHA-256 of a disk that held `bytes`, after so many rounds of writes to the area at its end.
+fn expect(bytes: &[u8], area: usize, rounds: u32) -> String {
+    let mut bytes = bytes.to_vec();
+    let begin = bytes.len() - area;
     if rounds > 0 {
-        for (index, word) in (0u32..).zip(bytes[area..].as_chunks_mut::<8>().0) {
+        for (index, word) in (0u32..).zip(bytes[begin..].as_chunks_mut::<8>().0) {
             *word = (u64::from(rounds) << 32 | u64::from(index)).to_le_bytes();
         }
     }
@@ -124,8 +126,19 @@ mod tests {
     use super::*;
     use crate::host::qemu::End;
 
+    /// The area of disks that are small enough for a test.
+    const SMALL: usize = 64;
+
+    fn disks() -> [(&'static str, Vec<u8>); 2] {
+        DISKS.map(|(name, seed)| (name, noise(seed, 2 * SMALL)))
+    }
+
+    fn sums() -> [String; 2] {
+        disks().map(|(_, bytes)| expect(&bytes, SMALL, 7))
+    }
+
     fn good() -> Vec<String> {
-        let [a, b] = DISKS.map(|(_, seed)| expect(noise(seed, BYTES), 7));
+        let [a, b] = sums();
         format!(
             "xenlab-dom0: up
 guest: xenlab: ready
@@ -151,7 +164,7 @@ xenlab-dom0: status 0"
 
     fn verdict(lines: Vec<String>) -> Result<(), String> {
         let run = Run { lines, end: End::Exited(ExitStatus::from_raw(0)) };
-        judge(&run, 9).map_err(|error| format!("{error:#}"))
+        judge(&run, &disks(), SMALL, 9).map_err(|error| format!("{error:#}"))
     }
 
     /// A good run in which the first `from` is replaced.
@@ -182,7 +195,7 @@ xenlab-dom0: status 0"
     fn a_disk_that_holds_anything_else_fails_and_is_named() {
         assert!(other("rounds 7", "rounds 8").contains("xvda in the guest"));
         assert!(other("rounds 7", "rounds x").contains("xvda"));
-        let [a, b] = DISKS.map(|(_, seed)| expect(noise(seed, BYTES), 7));
+        let [a, b] = sums();
         assert!(other(&format!("xvda {a}"), &format!("xvda {b}")).contains("xvda in dom0"));
         assert!(other(&format!("xvdb {b}"), &format!("xvdb {a}")).contains("xvdb in dom0"));
     }
@@ -206,11 +219,11 @@ xenlab-dom0: status 0"
     #[test]
     fn what_is_expected_is_the_disk_with_the_last_round_in_its_area() {
         let sum = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let mut bytes = vec![7; AREA + 512];
-        assert_eq!(expect(bytes.clone(), 0), sum(&bytes));
-        let expected = expect(bytes.clone(), 3);
-        bytes.truncate(512);
-        for index in 0..AREA as u32 / 8 {
+        let mut bytes = vec![7; 32 + SMALL];
+        assert_eq!(expect(&bytes, SMALL, 0), sum(&bytes));
+        let expected = expect(&bytes, SMALL, 3);
+        bytes.truncate(32);
+        for index in 0..SMALL as u32 / 8 {
             bytes.extend(index.to_le_bytes());
             bytes.extend([3, 0, 0, 0]);
         }
