@@ -3,7 +3,8 @@
 use std::cell::Cell;
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hypercall::{DomId, Gfn, Hypervisor, Level, Nr, Platform, Port, Region};
 use xen_sys::xen::SharedInfo;
@@ -18,9 +19,33 @@ use crate::trace::What;
 #[derive(Clone)]
 pub struct Domain {
     shared: Arc<Shared>,
-    id: DomId,
-    start: Start,
+    identity: Arc<Identity>,
     log_level: Level,
+}
+
+/// What a domain's handles know it by, and what is another when it has been saved and restored.
+pub(crate) struct Identity {
+    id: AtomicU16,
+    start: Mutex<Start>,
+}
+
+impl Identity {
+    pub(crate) fn new(id: DomId, start: Start) -> Self {
+        Self { id: AtomicU16::new(id.0), start: Mutex::new(start) }
+    }
+
+    pub(crate) fn id(&self) -> DomId {
+        DomId(self.id.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn start(&self) -> Start {
+        *self.start.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn become_other(&self, id: DomId, start: Start) {
+        *self.start.lock().unwrap_or_else(PoisonError::into_inner) = start;
+        self.id.store(id.0, Ordering::Relaxed);
+    }
 }
 
 thread_local! {
@@ -46,23 +71,23 @@ impl Drop for Inside {
 
 impl fmt::Debug for Domain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Domain({})", self.id.0)
+        write!(f, "Domain({})", self.id().0)
     }
 }
 
 impl Domain {
-    pub(crate) fn new(shared: Arc<Shared>, id: DomId, start: Start) -> Self {
-        Self { shared, id, start, log_level: Level::Error }
+    pub(crate) fn new(shared: Arc<Shared>, identity: Arc<Identity>) -> Self {
+        Self { shared, identity, log_level: Level::Error }
     }
 
-    /// Returns the domain's number.
-    pub const fn id(&self) -> DomId {
-        self.id
+    /// Returns the domain's number. It is another when the domain has come back from a suspend.
+    pub fn id(&self) -> DomId {
+        self.identity.id()
     }
 
-    /// Returns where the rings are that the domain started with.
-    pub const fn start(&self) -> Start {
-        self.start
+    /// Returns where the rings are that the domain started with, the last time that it came back from a suspend too.
+    pub fn start(&self) -> Start {
+        self.identity.start()
     }
 
     /// Returns the same handle, which prints lines of the log up to `level` to standard error.
@@ -74,13 +99,13 @@ impl Domain {
     /// Takes note of slow work that is done while interrupts are held off.
     fn slow(&self, what: &str) {
         if UNINTERRUPTED.get() > 0 {
-            self.shared.lock().violation(format!("domain {} {what} while interrupts were held off", self.id.0));
+            self.shared.lock().violation(format!("domain {} {what} while interrupts were held off", self.id().0));
         }
     }
 
     /// Returns the page that the hypervisor shares with the domain. A real kernel maps the frame that `start_info` names.
     pub fn shared_info(&self) -> NonNull<SharedInfo> {
-        NonNull::from(self.shared.lock().shared_info(self.id))
+        NonNull::from(self.shared.lock().shared_info(self.id()))
     }
 }
 
@@ -89,7 +114,7 @@ unsafe impl Hypervisor for Domain {
     unsafe fn hypercall(&self, nr: Nr, args: [usize; 5]) -> isize {
         let _pause = Pause::new();
         // SAFETY: the caller's.
-        unsafe { self.shared.enter(self.id, nr, args) }
+        unsafe { self.shared.enter(self.id(), nr, args) }
     }
 }
 
@@ -101,8 +126,8 @@ unsafe impl Platform for Domain {
         self.slow("allocated pages");
         let mut state = self.shared.lock();
         match region {
-            Region::Memory => state.alloc_pages(self.id, pages),
-            Region::Unbacked => state.alloc_unbacked(self.id, pages),
+            Region::Memory => state.alloc_pages(self.id(), pages),
+            Region::Unbacked => state.alloc_unbacked(self.id(), pages),
         }
     }
 
@@ -111,21 +136,21 @@ unsafe impl Platform for Domain {
         self.slow("freed pages");
         let mut state = self.shared.lock();
         match region {
-            Region::Memory => state.free_pages(self.id, va, pages),
-            Region::Unbacked => state.free_unbacked(self.id, va, pages),
+            Region::Memory => state.free_pages(self.id(), va, pages),
+            Region::Unbacked => state.free_unbacked(self.id(), va, pages),
         }
     }
 
     fn gfn_of(&self, va: NonNull<u8>) -> Gfn {
         let state = self.shared.lock();
-        let gfn = state.space(self.id).gfn_at(va.addr().get());
+        let gfn = state.space(self.id()).gfn_at(va.addr().get());
         // Out of reach of the lock, which a panic here must not take along.
         drop(state);
-        gfn.unwrap_or_else(|| panic!("{va:p} is no page of domain {}", self.id.0))
+        gfn.unwrap_or_else(|| panic!("{va:p} is no page of domain {}", self.id().0))
     }
 
     fn mapped(&self, va: NonNull<u8>) -> NonNull<u8> {
-        self.shared.lock().space(self.id).seen(va)
+        self.shared.lock().space(self.id()).seen(va)
     }
 
     fn now_ns(&self) -> u64 {
@@ -135,7 +160,7 @@ unsafe impl Platform for Domain {
     fn wait(&self, ports: &[Port], deadline_ns: u64) {
         let _pause = Pause::new();
         self.slow("waited");
-        self.shared.wait(self.id, ports, deadline_ns);
+        self.shared.wait(self.id(), ports, deadline_ns);
     }
 
     /// Nothing interrupts here. What a kernel could not do meanwhile is a violation: to allocate, to free pages, to wait, to log.
@@ -146,7 +171,7 @@ unsafe impl Platform for Domain {
         drop(inside);
         if alloc::count() > before {
             let _pause = Pause::new();
-            let what = format!("domain {} allocated while interrupts were held off", self.id.0);
+            let what = format!("domain {} allocated while interrupts were held off", self.id().0);
             self.shared.lock().violation(what);
         }
         value
@@ -155,9 +180,9 @@ unsafe impl Platform for Domain {
     fn log(&self, level: Level, line: fmt::Arguments<'_>) {
         let _pause = Pause::new();
         self.slow("logged");
-        self.shared.lock().note(Some(self.id), || What::Log(level, line.to_string()));
+        self.shared.lock().note(Some(self.id()), || What::Log(level, line.to_string()));
         if level <= self.log_level {
-            eprintln!("[domain {}] {line}", self.id.0);
+            eprintln!("[domain {}] {line}", self.id().0);
         }
     }
 }

@@ -83,6 +83,11 @@ impl Grants {
         }
     }
 
+    /// Returns a table that may become as large as this one, without a frame.
+    pub(crate) fn anew(&self) -> Self {
+        Self::new(self.max_frames, self.max_mappings / MAPTRACK_ENTRIES)
+    }
+
     pub(crate) const fn max_frames(&self) -> usize {
         self.max_frames
     }

@@ -358,6 +358,9 @@ impl State {
             SCHEDOP_shutdown => {
                 // SAFETY: the caller's.
                 let op: SchedShutdown = unsafe { copy_in(arg)? };
+                if op.reason & 0xff == SHUTDOWN_suspend && caller != DomId(0) {
+                    return Ok(self.suspend(caller));
+                }
                 // Xen keeps the low byte. It would not return; the mock's domain has threads that have to end somewhere.
                 self.dom(caller).life = Life::Shutdown(op.reason & 0xff);
                 self.note(Some(caller), || What::Life(format!("shut itself down, reason {}", op.reason & 0xff)));

@@ -19,7 +19,7 @@
 //! # What it doesn't have
 //!
 //! FIFO event channels, grant tables of version 2, transfer, page tables (so no `GNTMAP_contains_pte`), physical interrupts,
-//! upcalls, a second vcpu that runs, suspend. Of an auto-translated (PVH) domain it has the frame numbers and what is done by
+//! upcalls, a second vcpu that runs. Of an auto-translated (PVH) domain it has the frame numbers and what is done by
 //! them; that of a page is the domain's from the beginning, and one that no page has can't be mapped. `SCHEDOP_shutdown` returns, since the domain's threads have to end somewhere.
 //! A pointer is refused only if no guest could have it: a wrong one is the test's own fault.
 //!
@@ -31,6 +31,7 @@
 //! | what a driver sees | [`Domain`], [`Node`] |
 //! | what it cost | [`Ledger`], [`alloc`] |
 //! | what goes wrong on order | [`Fault`], [`Machine::kill`] |
+//! | a domain that is saved and restored | [`suspend()`], [`Machine::restore_next`], [`Machine::cancel_next_suspend`] |
 //! | what has happened, and a timeline of it | [`Machine::record`], [`Trace`] |
 #![cfg_attr(target_os = "none", no_std)]
 #![cfg_attr(target_os = "none", allow(rustdoc::broken_intra_doc_links, reason = "nothing is there to link to"))]
@@ -55,6 +56,7 @@ mod shared;
 mod space;
 mod state;
 mod store;
+mod suspend;
 mod timeline;
 mod trace;
 mod usage;
@@ -67,7 +69,7 @@ pub use ledger::{Kind, Ledger};
 pub use life::Start;
 pub use machine::{Console, Machine};
 pub use memory::Backing;
-pub use node::Node;
+pub use node::{Node, Suspended, suspend};
 pub use state::Life;
 pub use trace::{Arrival, Entry, Message, Trace, What};
 pub use usage::{DomainUsage, Leak, Usage};

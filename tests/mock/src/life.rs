@@ -10,6 +10,7 @@ use xen_sys::grant_table::{GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE};
 use xen_sys::xen::VIRQ_DOM_EXC;
 
 use crate::config::DomainConfig;
+use crate::domain::Identity;
 use crate::events::Channels;
 use crate::grants::Grants;
 use crate::ledger::Ledger;
@@ -42,8 +43,7 @@ unsafe impl Sync for Start {}
 impl State {
     /// Makes a domain with everything that it starts with.
     pub(crate) fn create(&mut self, config: &DomainConfig) -> DomId {
-        let id = DomId(self.next_domain);
-        self.next_domain += 1;
+        let id = self.new_number();
         let shared_info = self.frames.take_own(&mut self.rng, id);
         let is_translated = self.auto_translated || config.auto_translated;
         let dom = Dom {
@@ -60,6 +60,8 @@ impl State {
             limbo: Vec::new(),
             shared_info,
             start: None,
+            identity: None,
+            fate: None,
             vcpus: config.vcpus,
         };
         self.domains.insert(id, dom);
@@ -67,31 +69,44 @@ impl State {
             vcpu.evtchn_upcall_mask.store(1, SeqCst);
         }
         self.grow_grants(id, 1);
-        let (store, store_gfn, store_port) = self.first_ring(id, GNTTAB_RESERVED_XENSTORE);
+        let store = self.first_page(id);
+        let (store_gfn, store_port) = self.first_ring(id, GNTTAB_RESERVED_XENSTORE, store);
         let mut start =
             Start { store, store_port, store_gfn, console: None, console_port: Port(0), console_gfn: Gfn(0) };
         if id != DomId(0) {
-            let (console, gfn, port) = self.first_ring(id, GNTTAB_RESERVED_CONSOLE);
-            (start.console, start.console_gfn, start.console_port) = (Some(console), gfn, port);
+            let console = self.first_page(id);
+            (start.console_gfn, start.console_port) = self.first_ring(id, GNTTAB_RESERVED_CONSOLE, console);
+            start.console = Some(console);
         }
         self.dom(id).start = Some(start);
+        self.dom(id).identity = Some(Arc::new(Identity::new(id, start)));
         self.open_store(id, &start);
         self.note(Some(id), || What::Life("was made".into()));
         id
     }
 
-    /// Makes the page and the port of a ring that a domain starts with; domain 0 is to serve it.
-    fn first_ring(&mut self, dom: DomId, gref: u32) -> (NonNull<u8>, Gfn, Port) {
-        let page = self.alloc_pages(dom, 1).expect("a domain has at least two pages");
-        let gfn = self.dom(dom).space.gfn_at(page.addr().get()).expect("just allocated");
+    /// Returns a number that no domain has had.
+    pub(crate) fn new_number(&mut self) -> DomId {
+        let id = DomId(self.next_domain);
+        self.next_domain += 1;
+        id
+    }
+
+    fn first_page(&mut self, dom: DomId) -> NonNull<u8> {
+        self.alloc_pages(dom, 1).expect("a domain has at least two pages")
+    }
+
+    /// Grants the page of a ring that a domain starts with to domain 0, which is to serve it, and makes its port.
+    pub(crate) fn first_ring(&mut self, dom: DomId, gref: u32, page: NonNull<u8>) -> (Gfn, Port) {
+        let gfn = self.dom(dom).space.gfn_at(page.addr().get()).expect("a page of the domain");
         self.write_entry(dom, gref, DomId(0), gfn);
         let mut offer = EvtchnAllocUnbound { dom, remote_dom: DomId(0), port: Port(0) };
         self.alloc_unbound(DomId(0), &mut offer).expect("a new domain has ports");
-        (page, gfn, offer.port)
+        (gfn, offer.port)
     }
 
     /// Connects a domain to xenstored.
-    fn open_store(&mut self, dom: DomId, start: &Start) {
+    pub(crate) fn open_store(&mut self, dom: DomId, start: &Start) {
         let mut bind = EvtchnBindInterdomain { remote_dom: dom, remote_port: start.store_port, local_port: Port(0) };
         self.bind_interdomain(DomId(0), &mut bind).expect("the port was offered to domain 0");
         // The event that binding raises is for whoever binds; xenstored looks at the ring anyway.

@@ -13,8 +13,9 @@ use crate::faults::{Fault, Happened};
 use crate::ledger::Ledger;
 use crate::shared::Shared;
 use crate::state::{Life, State};
+use crate::suspend::Fate;
 use crate::trace::Trace;
-use crate::usage::{Leak, Usage};
+use crate::usage::{DomainUsage, Leak, Usage};
 
 /// A machine with a mock hypervisor, xenstored, and domain 0.
 ///
@@ -79,8 +80,8 @@ impl Machine {
     /// # Panics
     /// If there is none of that number.
     pub fn domain(&self, id: DomId) -> Domain {
-        let start = self.shared.lock().dom(id).start.expect("set when the domain was made");
-        Domain::new(self.shared.clone(), id, start)
+        let identity = self.shared.lock().dom(id).identity.clone().expect("set when the domain was made");
+        Domain::new(self.shared.clone(), identity)
     }
 
     /// Returns a handle of domain 0.
@@ -95,6 +96,27 @@ impl Machine {
     pub fn kill(&self, id: DomId) {
         assert!(id != DomId(0), "domain 0 can't be killed");
         self.shared.lock().kill(id);
+    }
+
+    /// Decides what becomes of a domain the next time that it suspends itself: it is saved, and restored as a domain of the number that
+    /// is returned, which nobody has had. So a toolstack can make its devices before it runs. Without this the number is not known
+    /// before.
+    ///
+    /// # Panics
+    /// If there is no such domain.
+    pub fn restore_next(&self, id: DomId) -> DomId {
+        let mut state = self.shared.lock();
+        let new = state.new_number();
+        state.dom(id).fate = Some(Fate::Restored(new));
+        new
+    }
+
+    /// Decides that the next suspend of a domain is cancelled: nothing changes.
+    ///
+    /// # Panics
+    /// If there is no such domain.
+    pub fn cancel_next_suspend(&self, id: DomId) {
+        self.shared.lock().dom(id).fate = Some(Fate::Cancelled);
     }
 
     /// Tells whether a domain lives; `None` if there is none of that number.
@@ -208,7 +230,20 @@ impl Machine {
     /// [`mark_usage`](Self::mark_usage).
     pub fn leaks(&self) -> Vec<Leak> {
         let usage = self.usage();
+        self.follow_restored();
         usage.since(&self.mark())
+    }
+
+    /// Marks of domains that were restored are those of the domains that they are now.
+    fn follow_restored(&self) {
+        let restored = std::mem::take(&mut self.shared.lock().restored);
+        let mut mark = self.mark();
+        for (old, new, start) in restored {
+            if let Some(usage) = mark.0.remove(&old) {
+                // Ports of before are gone; those that it begins with are no leak.
+                mark.0.insert(new, DomainUsage { ports: vec![start.store_port, start.console_port], ..usage });
+            }
+        }
     }
 
     /// Returns the rules that were broken, and forgets them.

@@ -4,7 +4,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
-use hypercall::mem::PAGE_SIZE;
+use hypercall::mem::{PAGE_SIZE, Shared};
 use hypercall::{DomId, Mfn};
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -89,6 +89,19 @@ impl Frames {
     pub(crate) fn owner(&self, mfn: Mfn) -> Option<DomId> {
         let index = usize::try_from(mfn.0.checked_sub(FIRST_MFN)?).ok()?;
         self.owners.get(index).copied().flatten()
+    }
+
+    /// Says whose a frame is that somebody has.
+    pub(crate) fn hand_over(&mut self, mfn: Mfn, owner: DomId) {
+        self.owners[index(mfn)] = Some(owner);
+    }
+
+    /// Moves what is in a frame of the heap to a page of its own, which lives as long as the machine.
+    pub(crate) fn move_away(&mut self, mfn: Mfn) {
+        let page = heap_block(1);
+        self.shared.push(page);
+        copy_page(self.ptr(mfn), page);
+        self.backing.heap().insert(mfn.0, page);
     }
 
     /// Says that a frame is nobody's, though it can't be used again: somebody has it mapped.
@@ -193,6 +206,19 @@ impl Drop for Frames {
             }
         }
     }
+}
+
+/// Copies a page, which others may use meanwhile.
+pub(crate) fn copy_page(from: NonNull<u8>, to: NonNull<u8>) {
+    // SAFETY: callers name whole pages that live as long as the machine's lock is held; the views are atomic.
+    let (from, to) = unsafe { (Shared::new(from, PAGE_SIZE), Shared::new(to, PAGE_SIZE)) };
+    to.copy_from(0, from);
+}
+
+/// Writes zeros to a page, which others may use meanwhile.
+pub(crate) fn clear_page(page: NonNull<u8>) {
+    // SAFETY: as for `copy_page`.
+    unsafe { Shared::new(page, PAGE_SIZE) }.clear_from(0);
 }
 
 /// Makes a memory file and maps all of it.

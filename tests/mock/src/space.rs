@@ -1,13 +1,13 @@
 //! The address space of one domain: its own pages, and the room into which foreign ones are mapped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ptr::NonNull;
 
 use hypercall::mem::PAGE_SIZE;
 use hypercall::{DomId, Gfn, Mfn};
 use rand::rngs::SmallRng;
 
-use crate::memory::{Backing, Frames, free_heap_block, heap_block};
+use crate::memory::{Backing, Frames, copy_page, free_heap_block, heap_block};
 use crate::physmap::Physmap;
 
 /// What was mapped at an address by the hypervisor: a page-table entry, as far as the mock has one.
@@ -226,6 +226,53 @@ impl Space {
         };
         self.own.insert(addr, mfn);
         Some(())
+    }
+
+    /// Hands the space over to another domain, whose pages are other frames with the same in them. Returns the old frames, of which
+    /// `kept` are mapped elsewhere.
+    pub(crate) fn hand_over(
+        &mut self,
+        frames: &mut Frames,
+        rng: &mut SmallRng,
+        owner: DomId,
+        kept: &BTreeSet<Mfn>,
+    ) -> Vec<Mfn> {
+        self.owner = owner;
+        let own: Vec<(usize, Mfn)> = self.own.iter().map(|(addr, mfn)| (*addr, *mfn)).collect();
+        for (addr, old) in &own {
+            self.renew(frames, rng, *addr, *old, kept.contains(old));
+        }
+        own.into_iter().map(|(_, old)| old).collect()
+    }
+
+    /// Gives the page at `addr`, whose frame was `old`, another frame with the same in it.
+    fn renew(&mut self, frames: &mut Frames, rng: &mut SmallRng, addr: usize, old: Mfn, kept: bool) {
+        let new = match &self.kind {
+            Kind::Range { base, .. } => {
+                let new = frames.take_file(rng, self.owner).expect("the mock machine is out of frames");
+                copy_page(frames.ptr(old), frames.ptr(new));
+                map_frame(frames, at(*base, addr), new, true);
+                new
+            }
+            // The page stays where it is, so it is the old frame that gets another.
+            Kind::Heap { .. } => {
+                let page = frames.ptr(old);
+                if kept {
+                    frames.move_away(old);
+                }
+                frames.take_heap(rng, self.owner, page).expect("the mock machine is out of frames")
+            }
+        };
+        self.own.insert(addr, new);
+    }
+
+    /// Sees to it that a frame is seen where it is now: of the heap, it may have moved.
+    pub(crate) fn look_again(&mut self, frames: &Frames) {
+        if let Kind::Heap { seen, .. } = &mut self.kind {
+            for (addr, pte) in &self.ptes {
+                seen.insert(*addr, frames.ptr(pte.mfn));
+            }
+        }
     }
 
     /// Frees own pages and returns their frames, which nobody has now; they still have to be given back, or not.

@@ -11,6 +11,7 @@ use xen_sys::errno::*;
 use xen_sys::xen::{DOMID_SELF, SharedInfo, VIRQ_TIMER};
 
 use crate::config::{Config, Mode};
+use crate::domain::Identity;
 use crate::events::{Channels, Event};
 use crate::faults::Faults;
 use crate::grants::Grants;
@@ -19,6 +20,7 @@ use crate::life::Start;
 use crate::memory::Frames;
 use crate::space::{Pte, Space};
 use crate::store::Store;
+use crate::suspend::Fate;
 use crate::trace::Recorder;
 
 /// Whether a domain lives.
@@ -52,6 +54,10 @@ pub(crate) struct Dom {
     pub(crate) limbo: Vec<Mfn>,
     pub(crate) shared_info: Mfn,
     pub(crate) start: Option<Start>,
+    /// What the handles of the domain share.
+    pub(crate) identity: Option<Arc<Identity>>,
+    /// What becomes of the domain when it suspends itself; `None` if nobody has said.
+    pub(crate) fate: Option<Fate>,
     pub(crate) vcpus: u32,
 }
 
@@ -99,6 +105,8 @@ pub(crate) struct State {
     service: Arc<Condvar>,
     pub(crate) stopping: bool,
     pub(crate) next_domain: u16,
+    /// Domains that were restored as others, since somebody last asked: the old number, the new one, and what the new one starts with.
+    pub(crate) restored: Vec<(DomId, DomId, Start)>,
 }
 
 impl State {
@@ -125,6 +133,7 @@ impl State {
             service,
             stopping: false,
             next_domain: 0,
+            restored: Vec::new(),
         }
     }
 

@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use hypercall::event::Events;
 use hypercall::mem::{PAGE_SIZE, PageBuf};
 use hypercall::{DomId, Platform};
 use sha2::{Digest, Sha256};
@@ -124,8 +125,14 @@ pub struct Client<P: Platform> {
     disk: Disk,
     /// Sectors of an I/O.
     io_sectors: u64,
+    /// The disk takes I/Os. Else what is in flight waits for the next back end.
+    connected: bool,
     /// The back end wants to go.
     close_wanted: bool,
+    /// What has come back otherwise than by its queue.
+    returned: Vec<Completion<Io<P>>>,
+    /// How often the domain had been suspended when this was last looked at.
+    suspends: u32,
 }
 
 impl<P: Platform> Client<P> {
@@ -145,13 +152,26 @@ impl<P: Platform> Client<P> {
         let mut devices = Enumerator::front(node.store(), "vbd").context("watch device/vbd")?;
         let path = find_device(node, &mut devices, handle).await?;
         let mut front = Front::new(node.own(), &path, config).context("xbd")?;
+        let mut suspends = node.own().events.suspends();
         loop {
             let seen = node.happened();
+            let now = node.own().events.suspends();
+            if core::mem::replace(&mut suspends, now) != now {
+                front.resume(drop).context("xbd resume")?;
+            }
             if front.device().changed()
                 && let front::Change::Connected(disk) = front.step(drop).context("xbd step")?
             {
-                let io_sectors = (MAX_SEGMENTS * PAGE_SIZE / SECTOR) as u64;
-                return Ok(Self { node: node.clone(), front, disk, io_sectors, close_wanted: false });
+                return Ok(Self {
+                    node: node.clone(),
+                    front,
+                    disk,
+                    io_sectors: (MAX_SEGMENTS * PAGE_SIZE / SECTOR) as u64,
+                    connected: true,
+                    close_wanted: false,
+                    returned: Vec::new(),
+                    suspends,
+                });
             }
             if node.happened() == seen {
                 node.turn().await;
@@ -179,25 +199,59 @@ impl<P: Platform> Client<P> {
         self.close_wanted
     }
 
-    /// Lets the life cycle go on, if the other end has moved. Returns whether it had.
+    /// Lets the life cycle go on, if the other end has moved, or the domain has come back from a suspend. Returns whether that was so.
     ///
     /// # Errors
     /// [`Failure`] if the other end goes without asking.
     pub fn follow(&mut self) -> Result<bool, Failure> {
+        let resumed = self.resume()?;
         if !self.front.device().changed() {
+            return Ok(resumed);
+        }
+        let returned = &mut self.returned;
+        let change = self.front.step(|completion| returned.push(completion)).context("xbd step")?;
+        self.heed(change)?;
+        Ok(true)
+    }
+
+    /// Begins anew if the domain has come back from a suspend since this was last called. Returns whether it has.
+    fn resume(&mut self) -> Result<bool, Failure> {
+        let suspends = self.node.own().events.suspends();
+        if core::mem::replace(&mut self.suspends, suspends) == suspends {
             return Ok(false);
         }
-        let mut lost = 0;
-        match self.front.step(|_| lost += 1).context("xbd step")? {
+        let returned = &mut self.returned;
+        let change = self.front.resume(|completion| returned.push(completion)).context("xbd resume")?;
+        self.heed(change)?;
+        Ok(true)
+    }
+
+    fn heed(&mut self, change: front::Change) -> Result<(), Failure> {
+        match change {
             front::Change::CloseWanted => self.close_wanted = true,
             front::Change::Resized(disk) => self.disk = disk,
             front::Change::Closed => {
+                let lost = self.returned.len();
                 return Err(Failure(format!("the back end has gone, {lost} request(s) are lost")));
             }
-            front::Change::Connected(disk) => self.disk = disk,
-            front::Change::None | front::Change::Reconnecting => {}
+            front::Change::Connected(disk) => (self.disk, self.connected) = (disk, true),
+            front::Change::Reconnecting => self.connected = false,
+            front::Change::None => {}
         }
-        Ok(true)
+        Ok(())
+    }
+
+    /// Waits until the disk takes I/Os.
+    async fn wait_connected(&mut self) -> Result<(), Failure> {
+        loop {
+            let seen = self.node.happened();
+            if !self.follow()? && self.connected {
+                return Ok(());
+            }
+            if self.node.happened() == seen && !self.connected {
+                self.node.turn().await;
+            }
+        }
     }
 
     /// Waits until the other end wants to go.
@@ -238,13 +292,15 @@ impl<P: Platform> Client<P> {
         let mut failed = None;
         // Buffers that came back, to be used again, and completions before they are looked at: with room for all rings' worth
         // each, so that no part of the data path allocates.
+        self.wait_connected().await?;
         let depth = self.queue(0)?.depth() as usize * self.front.queues();
         let mut spare: Vec<PageBuf<P>> = Vec::with_capacity(depth);
         let mut finished: Vec<Completion<Io<P>>> = Vec::with_capacity(depth);
         let mut next = 0;
         loop {
             let seen = node.happened();
-            let queues = self.front.queues().max(1);
+            self.resume()?;
+            let queues = if self.connected { self.front.queues() } else { 0 };
             let mut full = 0;
             while at < range.end && failed.is_none() && full < queues {
                 let sectors = (range.end - at).min(self.io_sectors);
@@ -254,7 +310,7 @@ impl<P: Platform> Client<P> {
                     None => PageBuf::new(&platform, len).context("buffer")?,
                 };
                 fill(at, &buffer);
-                let queue = self.queue(next)?;
+                let queue = self.queue(next % queues)?;
                 next = (next + 1) % queues;
                 match node.metered(|| queue.submit(operation, at, (at, Some(buffer)))) {
                     Ok(()) => (at, full) = (at + sectors, 0),
@@ -289,8 +345,10 @@ impl<P: Platform> Client<P> {
 
     /// Shows all queues' requests, and takes what they have finished.
     fn poll(&mut self, mut done: impl FnMut(Completion<Io<P>>)) -> Result<Progress, Failure> {
+        self.resume()?;
         let node = self.node.clone();
-        let (mut in_flight, mut any) = (0, false);
+        let (mut in_flight, mut any) = (0, !self.returned.is_empty());
+        self.returned.drain(..).for_each(&mut done);
         for index in 0..self.front.queues() {
             let queue = self.queue(index)?;
             node.metered(|| queue.push());
@@ -301,7 +359,7 @@ impl<P: Platform> Client<P> {
             }
         }
         Ok(match (in_flight, any) {
-            (0, _) => Progress::Idle,
+            (0, false) if self.connected => Progress::Idle,
             (_, true) => Progress::Some,
             (_, false) => Progress::Nothing,
         })
@@ -316,6 +374,7 @@ impl<P: Platform> Client<P> {
     /// # Errors
     /// [`Failure`] if it fails.
     pub async fn flush(&mut self) -> Result<(), Failure> {
+        self.wait_connected().await?;
         self.queue(0)?.submit(Operation::Flush, 0, (0, None)).map_err(|(error, _)| error).context("flush")?;
         self.finish().await.context("flush")
     }
@@ -325,6 +384,7 @@ impl<P: Platform> Client<P> {
     /// # Errors
     /// [`Failure`] if it fails.
     pub async fn barrier(&mut self) -> Result<(), Failure> {
+        self.wait_connected().await?;
         self.queue(0)?.submit(Operation::Barrier, 0, (0, None)).map_err(|(error, _)| error).context("barrier")?;
         self.finish().await.context("barrier")
     }
@@ -334,6 +394,7 @@ impl<P: Platform> Client<P> {
     /// # Errors
     /// [`Failure`] if it fails.
     pub async fn discard(&mut self, range: core::ops::Range<u64>, secure: bool) -> Result<(), Failure> {
+        self.wait_connected().await?;
         let queue = self.queue(0)?;
         let submitted = queue.submit_discard(range.start, range.end - range.start, secure, (range.start, None));
         submitted.map_err(|(error, _)| error).context("discard")?;

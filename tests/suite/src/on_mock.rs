@@ -17,15 +17,43 @@ use mock::{Config, Domain, DomainConfig, Fault, Happened, Kind, Leak, Machine, M
 use xen_sys::event_channel::{EVTCHNOP_close, EVTCHNOP_send, EVTCHNOP_unmask};
 use xen_sys::grant_table::GNTTABOP_unmap_grant_ref;
 
-use crate::Failure;
 use crate::exec::World;
 use crate::node::Node;
 use crate::scenarios::{Bed, Scenario};
+use crate::toolstack::NewDevice;
+use crate::{Context, Failure};
 
 /// The mock machine as the executor sees it, and what it draws lots with.
 pub struct Mock {
     machine: Arc<Machine>,
     lots: u64,
+}
+
+impl Mock {
+    /// Returns the machine.
+    pub fn machine(&self) -> Arc<Machine> {
+        self.machine.clone()
+    }
+}
+
+/// Saves and restores a domain that has this device, as `xl` does: it is another then, and has a device like it. To be called while no
+/// program of the domain is at work; each resumes its end of the device when it sees that the domain was
+/// [suspended](hypercall::event::Events::suspends).
+///
+/// # Errors
+/// [`Failure`] of the toolstack or of the suspend.
+pub fn save_and_restore(
+    machine: &Machine,
+    toolstack: &Node<Domain>,
+    node: &Node<Domain>,
+    device: &mut NewDevice<'_>,
+) -> Result<(), Failure> {
+    let old = device.clone();
+    device.front = machine.restore_next(old.front);
+    device.attach(toolstack.store()).context("attach to the restored domain")?;
+    let ended = mock::suspend(node.own()).context("suspend")?;
+    crate::ensure(ended == mock::Suspended::Restored, "the suspend was cancelled")?;
+    old.remove(toolstack.store()).context("remove the saved domain's device")
 }
 
 impl World for Mock {

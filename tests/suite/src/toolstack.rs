@@ -85,6 +85,15 @@ impl NewDevice<'_> {
         })
     }
 
+    /// Removes the directories of both ends, as is done for a domain that is no more.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn remove<S: Store>(&self, toolstack: &S) -> Result<(), StoreError> {
+        let (front, back) = self.absolute();
+        toolstack.rm(Tx::NONE, &back).and(toolstack.rm(Tx::NONE, &front))
+    }
+
     /// Removes what is left of the front end's directory.
     ///
     /// # Errors
