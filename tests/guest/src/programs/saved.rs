@@ -18,7 +18,7 @@ use suite::exec::{Program, run as run_programs};
 use suite::node::{Node, Own};
 use suite::{Context, Failure, ensure};
 use xbd::SECTOR;
-use xbd::front::{Change, Completion, Config, Front, Returned, SubmitError};
+use xbd::front::{Change, Completion, Config, Front, Queue, Returned, SubmitError};
 use xbd::protocol::Operation;
 use xenbus::domain::Services;
 
@@ -58,7 +58,7 @@ async fn live(node: &Node<Bare>) -> Result<(), Failure> {
     }
     println!("xenlab: ready");
     let mut last_said = Bare.now_ns();
-    while !disks.iter().all(Disk::is_done) {
+    loop {
         let seen = node.happened();
         let mut again = false;
         for disk in &mut disks {
@@ -68,6 +68,9 @@ async fn live(node: &Node<Bare>) -> Result<(), Failure> {
             None => {}
             Some("suspend") => be_saved(node, &mut disks)?,
             Some(_) => disks.iter_mut().for_each(Disk::finish),
+        }
+        if disks.iter().all(Disk::is_done) {
+            break;
         }
         let now = Bare.now_ns();
         if now.saturating_sub(last_said) > TALK_NS {
@@ -92,8 +95,8 @@ async fn live(node: &Node<Bare>) -> Result<(), Failure> {
 
 /// Lets the toolstack save the domain, and goes on in whatever it becomes.
 fn be_saved(node: &Node<Bare>, disks: &mut [Disk]) -> Result<(), Failure> {
-    let in_flight: Vec<String> = disks.iter_mut().map(|disk| disk.in_flight().to_string()).collect();
     let Services { events, grants, store, .. } = node.own();
+    let counts: Vec<usize> = disks.iter_mut().map(Disk::in_flight).collect();
     store.suspend().context("suspend the store")?;
     // SAFETY: nothing happens in the domain but this until the table is there again.
     unsafe { grants.suspend() }.context("suspend the grant table")?;
@@ -102,21 +105,24 @@ fn be_saved(node: &Node<Bare>, disks: &mut [Disk]) -> Result<(), Failure> {
         events.resume();
     }
     grants.resume().context("resume the grant table")?;
-    let how = match outcome {
-        Outcome::Cancelled => {
-            store.cancel_suspend();
-            "cancelled"
-        }
-        Outcome::Restored => {
-            store.reconnect(start_info().store_evtchn).context("reconnect the store")?;
-            for Disk { name, front, finished, .. } in disks {
-                front.resume(|completion| finished.push(completion)).context(name)?;
-            }
-            "restored"
-        }
-    };
-    println!("xenlab: resumed {how}, in flight: {}", in_flight.join(" "));
+    if outcome == Outcome::Cancelled {
+        store.cancel_suspend();
+        println!("xenlab: resumed cancelled, in flight{}", words(&counts));
+        return Ok(());
+    }
+    store.reconnect(start_info().store_evtchn).context("reconnect the store")?;
+    let mut again = Vec::new();
+    for (disk, count) in disks.iter_mut().zip(&counts) {
+        disk.front.resume(|completion| disk.finished.push(completion)).context(disk.name)?;
+        // What the old back end had answered is over.
+        again.push(count - disk.finished.len());
+    }
+    println!("xenlab: resumed restored, in flight{}, sent again{}", words(&counts), words(&again));
     Ok(())
+}
+
+fn words(counts: &[usize]) -> String {
+    counts.iter().map(|count| format!(" {count}")).collect()
 }
 
 /// What is in flight: a block of the area, or the sector of another read, and the data.
@@ -178,33 +184,11 @@ impl Disk {
         })
     }
 
-    /// Does what there is to do now. Returns whether there is more to be done soon, though nothing will tell of it.
+    /// Does what there is to do now, and leaves as much in flight as the disk takes. Returns whether there is more to be done soon, though
+    /// nothing will tell of it.
     fn work(&mut self) -> Result<bool, Failure> {
         self.follow()?;
-        while let Some(&block) = self.idle.front() {
-            let step = self.steps[block];
-            if step >= self.end {
-                // Those behind it may still lag.
-                self.idle.rotate_left(1);
-                if self.idle.iter().all(|&block| self.steps[block] >= self.end) {
-                    break;
-                }
-                continue;
-            }
-            let Some(buffer) = self.spare.pop() else { break };
-            let operation = if step.is_multiple_of(2) { Operation::Write } else { Operation::Read };
-            if operation == Operation::Write {
-                fill(block, step / 2, &buffer);
-            }
-            let sector = self.area + block as u64 * BLOCK_SECTORS;
-            if !self.submit(operation, sector, (block, Some(buffer)))? {
-                break;
-            }
-            self.idle.pop_front();
-        }
         self.poll()?;
-        // Where something has ended, something else can begin.
-        let again = !self.finished.is_empty() || self.front.is_waiting();
         for Completion { buffer, result } in self.finished.drain(..) {
             let (Returned::Whole((block, Some(buffer))), Ok(())) = (buffer, result) else {
                 return Err(Failure(format!("{}: {result:?}", self.name)));
@@ -218,7 +202,30 @@ impl Disk {
             self.idle.push_back(block);
             self.spare.push(buffer);
         }
-        Ok(again)
+        for _ in 0..self.idle.len() {
+            let Some(block) = self.idle.pop_front() else { break };
+            let step = self.steps[block];
+            if step >= self.end {
+                self.idle.push_back(block);
+            } else if !self.begin(block, step)? {
+                self.idle.push_front(block);
+                break;
+            }
+        }
+        if let Some(queue) = self.front.queue(0) {
+            self.node.metered(|| queue.push());
+        }
+        Ok(self.front.is_waiting())
+    }
+
+    /// Begins a step of a block; `false` if the disk doesn't take it now.
+    fn begin(&mut self, block: usize, step: u32) -> Result<bool, Failure> {
+        let Some(buffer) = self.spare.pop() else { return Ok(false) };
+        let operation = if step.is_multiple_of(2) { Operation::Write } else { Operation::Read };
+        if operation == Operation::Write {
+            fill(block, step / 2, &buffer);
+        }
+        self.submit(operation, self.area + block as u64 * BLOCK_SECTORS, (block, Some(buffer)))
     }
 
     /// Starts an I/O; `false` if the disk doesn't take it now.
@@ -237,10 +244,9 @@ impl Disk {
         }
     }
 
-    /// Shows the other end what was begun, and takes what it has finished.
+    /// Takes what the other end has finished.
     fn poll(&mut self) -> Result<(), Failure> {
         let Some(queue) = self.front.queue(0) else { return Ok(()) };
-        self.node.metered(|| queue.push());
         if self.node.take(Some(queue.port())) {
             self.node.metered(|| queue.poll(|completion| self.finished.push(completion))).context(self.name)?;
         }
@@ -258,8 +264,8 @@ impl Disk {
         }
     }
 
-    fn in_flight(&mut self) -> u32 {
-        self.front.queue(0).map_or(0, |queue| queue.in_flight())
+    fn in_flight(&mut self) -> usize {
+        self.front.queue(0).map_or(0, |queue| queue.in_flight() as usize)
     }
 
     /// Lets all blocks come to the end of the same round.
@@ -281,6 +287,7 @@ impl Disk {
             let count = (sectors - at).min(BLOCK_SECTORS);
             let buffer = PageBuf::new(&Bare, count as usize * SECTOR).context("buffer")?;
             ensure(self.submit(Operation::Read, at, (0, Some(buffer)))?, "an idle disk takes no read")?;
+            self.front.queue(0).into_iter().for_each(Queue::push);
             let done = loop {
                 let seen = self.node.happened();
                 self.poll()?;

@@ -79,12 +79,16 @@ fn judge(run: &Run, disks: &[(&str, Vec<u8>)], area: usize, timeout: u64) -> Res
         ensure!(report.dom0(key) == Some("ok"), "the job stopped before this: {done}; last lines:\n{last}");
     }
     judge_status(&report, &last)?;
-    let resumed = told(&run.lines, "resumed ").map(|line| line.split_once(", in flight: ").unwrap_or((line, "")));
-    let (how, in_flight): (Vec<_>, Vec<_>) = resumed.unzip();
+    let resumed: Vec<_> = told(&run.lines, "resumed ").collect();
+    let how: Vec<_> = resumed.iter().filter_map(|line| line.split(", ").next()).collect();
     ensure!(how == RESUMED, "the guest was resumed {how:?}, but {RESUMED:?} was expected");
-    for counts in in_flight {
-        let busy = counts.split(' ').filter(|count| count.parse::<u32>().is_ok_and(|count| count > 0)).count();
-        ensure!(busy == disks.len(), "in flight on the disks when the guest was suspended: {counts:?}");
+    for (line, wanted) in resumed.iter().zip([&["in flight"][..], &["in flight", "sent again"]]) {
+        for what in wanted {
+            let counts = line.split(", ").find_map(|part| part.strip_prefix(what)).unwrap_or_default();
+            let busy =
+                counts.split_whitespace().filter(|count| count.parse::<u32>().is_ok_and(|count| count > 0)).count();
+            ensure!(busy == disks.len(), "{what}, by disks, when the guest was suspended:{counts}");
+        }
     }
     for (name, bytes) in disks {
         let start = format!("{name} rounds ");
@@ -144,10 +148,10 @@ mod tests {
 guest: xenlab: ready
 guest: xenlab: busy, 100 blocks read as written
 xenlab-dom0: create ok
-guest: xenlab: resumed cancelled, in flight: 20 31
+guest: xenlab: resumed cancelled, in flight 20 31
 xenlab-dom0: cancelled ok
 xenlab-dom0: saved ok
-guest: xenlab: resumed restored, in flight: 32 1
+guest: xenlab: resumed restored, in flight 32 1, sent again 3 1
 xenlab-dom0: restored ok
 guest: xenlab: xvda rounds 7 sha256 {a}
 guest: xenlab: xvdb rounds 7 sha256 {b}
@@ -203,10 +207,12 @@ xenlab-dom0: status 0"
     #[test]
     fn the_guest_is_suspended_twice_and_in_the_midst_of_its_work() {
         assert!(other("resumed restored", "resumed cancelled").contains("was resumed"));
-        assert!(other("in flight: 20 31", "in flight: 20 0").contains("in flight"));
-        assert!(other("in flight: 32 1", "in flight: 32").contains("in flight"));
+        assert!(other("in flight 20 31", "in flight 20 0").contains("in flight"));
+        assert!(other("in flight 32 1,", "in flight 32,").contains("in flight"));
+        assert!(other("sent again 3 1", "sent again 0 1").contains("sent again"));
+        assert!(other(", sent again 3 1", "").contains("sent again"));
         let mut thrice = good();
-        thrice.insert(5, "guest: xenlab: resumed cancelled, in flight: 1 1".to_owned());
+        thrice.insert(5, "guest: xenlab: resumed cancelled, in flight 1 1".to_owned());
         assert!(verdict(thrice).unwrap_err().contains("was resumed"));
     }
 
