@@ -107,7 +107,6 @@ impl<P: Platform> EventChannels<P> {
         self.0.suspends.fetch_add(1, SeqCst);
         for slot in &self.0.ports {
             slot.generation.fetch_add(1, SeqCst);
-            slot.vcpu.store(0, SeqCst);
         }
         // What is pending stays so: it is of the new ports, for the toolstack has wiped out the rest.
         self.mask_all();

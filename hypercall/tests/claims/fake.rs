@@ -281,11 +281,13 @@ impl Fake {
             state.without_memory.clear();
             state.mappings.clear();
         }
-        assert!(state.mappings.is_empty(), "saved with a frame mapped that is no memory");
+        let savable = state.mappings.is_empty();
         state.ports.fill(PortState::default());
         let frames = std::mem::replace(&mut state.table, vec![zeroed(1)]);
         state.foreign_blocks.extend(frames.iter().map(|frame| (*frame, 1)));
+        // Out of reach of the lock, which a panic must not take along.
         drop(state);
+        assert!(savable, "saved with a frame mapped that is no memory");
         for (pending, mask) in self.shared().evtchn_pending.iter().zip(&self.shared().evtchn_mask) {
             pending.store(0, SeqCst);
             mask.store(0, SeqCst);

@@ -63,11 +63,6 @@ impl Channels {
         Self { ports, max, virqs: BTreeMap::new() }
     }
 
-    /// Returns as many ports as these, of which none is in use.
-    pub(crate) fn anew(&self) -> Self {
-        Self::new(self.max)
-    }
-
     fn get(&self, port: Port) -> Result<Chan, i32> {
         self.ports.get(port.0 as usize).copied().ok_or(XEN_EINVAL)
     }

@@ -76,7 +76,7 @@ impl State {
     fn part(&mut self, old: DomId, new: DomId) {
         let mut dom = self.domains.remove(&old).expect("a domain that there is");
         let (backing, is_translated) = (self.frames.backing(), dom.space.is_translated());
-        let (ports, grants) = (dom.channels.anew(), dom.grants.anew());
+        let grants = dom.grants.anew();
         let dead = Dom {
             space: Space::new(old, backing, 1, 0, is_translated),
             channels: Channels::new(0),
@@ -96,7 +96,6 @@ impl State {
             vcpus: 0,
         };
         self.domains.insert(old, dead);
-        dom.channels = ports;
         dom.timer = None;
         self.domains.insert(new, dom);
     }

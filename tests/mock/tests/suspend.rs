@@ -5,7 +5,7 @@ mod common;
 use std::sync::atomic::Ordering::SeqCst;
 
 use common::{HOST, map, room, unmap};
-use hypercall::call::{sched, version};
+use hypercall::call::{memory, sched, version};
 use hypercall::event::{Channel, Events};
 use hypercall::grant::{Grants, SharedPages, StillMapped};
 use hypercall::mem::Pages;
@@ -145,6 +145,22 @@ fn a_channel_to_a_domain_that_was_saved_leads_nowhere() {
     assert_eq!(pending & !(1 << start.store_port.0 | 1 << start.console_port.0), 0);
     drop((offered, bound));
     machine.check_quiet();
+}
+
+#[test]
+fn memory_is_again_where_the_table_of_a_translated_domain_was() {
+    let usual = Config::deterministic(1).auto_translated();
+    for machine in [usual, usual.plain()].map(Machine::new) {
+        let one = machine.boot();
+        let before = memory::current_reservation(&one.platform).unwrap();
+        // SAFETY: nothing of before is used until it was resumed.
+        assert_eq!(unsafe { sched::suspend(&one.platform, Mfn(0)) }, Ok(false));
+        assert_eq!(memory::current_reservation(&one.platform), Ok(before + 1));
+        one.events.resume();
+        one.grants.resume().unwrap();
+        assert_eq!(memory::current_reservation(&one.platform), Ok(before));
+        machine.check_quiet();
+    }
 }
 
 #[test]

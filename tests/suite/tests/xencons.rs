@@ -308,3 +308,45 @@ fn hypervisors_console_is_domain_0s_alone() {
     assert_eq!(guest.write(b"x"), Err(XenError::EPERM));
     assert_eq!(guest.read(&mut [0; 16]), Err(XenError::EPERM));
 }
+
+/// The first console of a guest, which stands in a page that the toolstack has made and will make again.
+#[test]
+fn console_goes_on_in_the_page_of_a_restored_domain_with_another_daemon() {
+    for config in [Config::deterministic(1), Config::deterministic(1).auto_translated()] {
+        let machine = Machine::new(config);
+        let (dom0, guest) = (machine.services(machine.dom0().id()), machine.boot());
+        let start = guest.platform.start();
+        // SAFETY: the page was made with the domain, which never frees it, and nobody else looks at it.
+        let page = unsafe { Shared::<'static>::new(start.console.unwrap(), 4096) };
+        let mut front = front::Console::new(page, Channel::adopt(&guest.events, start.console_port));
+        let attach = || {
+            let found = machine.console(guest.platform.id());
+            back::Console::attach(&dom0, found.domain, found.gref, found.port).unwrap()
+        };
+        let mut old: back::Console<Node> = attach();
+        assert_eq!(front.write(b"read, "), Ok(6));
+        let mut got = [0; 64];
+        assert_eq!(old.read(&mut got), Ok(6));
+        front.write(b"unread, ").unwrap();
+
+        assert_eq!(mock::suspend(&guest), Ok(mock::Suspended::Restored));
+        let port = guest.platform.start().console_port;
+        let mut new: back::Console<Node> = attach();
+        dom0.events.take(new.port());
+        front.resume(Channel::adopt(&guest.events, port));
+        assert_eq!(front.port(), port);
+        assert!(dom0.events.take(new.port()), "there may be something to read");
+        assert_eq!(front.write(b"new"), Ok(3));
+        let wiped = config.auto_translated;
+        let count = new.read(&mut got).unwrap();
+        assert_eq!(&got[..count], if wiped { &b"new"[..] } else { b"unread, new" });
+        assert_eq!(new.write(b"typed"), Ok(5));
+        assert!(guest.events.take(port), "by the new channel");
+        assert_eq!(front.read(&mut got), Ok(5));
+        // The last daemon has the page of before.
+        assert_eq!(old.write(b"lost"), Ok(4));
+        assert_eq!(front.read(&mut got), Ok(0));
+        drop((old, new, front));
+        machine.check_quiet();
+    }
+}

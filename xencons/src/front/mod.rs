@@ -84,6 +84,16 @@ impl<E: Events, B: Backing> Console<E, B> {
         self.rings.resync();
     }
 
+    /// Begins anew in a domain that has come back from a suspend: by the channel that `start_info` names now, in the same page. What was
+    /// read or written and not taken is still there, unless the page was wiped, as that of an auto-translated domain is. The new back end
+    /// is told to look.
+    pub fn resume(&mut self, channel: Channel<E>) {
+        self.channel = channel;
+        self.rings.resync();
+        self.counters.notifications += 1;
+        self.channel.notify();
+    }
+
     /// Says that the event was handled: the next one is dispatched again.
     pub fn unmask(&self) {
         self.channel.unmask();

@@ -158,6 +158,32 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
         }
     }
 
+    /// Begins anew in a domain that has come back from a suspend: with the back end that the toolstack has made there, which is another.
+    /// The owner has no queue until the interface is [`Connected`](Change::Connected) again. `lost` gets what was in flight: a network
+    /// may lose packets. What has been received and not polled is lost, too. A device that is being closed is closed now.
+    ///
+    /// Called after event channels, grants and store were resumed. Not for a suspend that was cancelled: nothing has changed there.
+    ///
+    /// # Errors
+    /// [`FrontError`] if the device isn't there any more; it was reported in the store, and the device is being closed.
+    pub fn resume(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
+        let done = self.come_back(lost);
+        if let Err(error) = &done {
+            self.fail(error);
+        }
+        done
+    }
+
+    fn come_back(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
+        if self.device.is_closing() {
+            return self.end(lost);
+        }
+        self.device.resume()?;
+        self.drop_queue(lost);
+        self.device.switch(State::Initialising)?;
+        Ok(Change::None)
+    }
+
     /// Wants the device to end: no new packets. It ends in [`step`](Self::step), which doesn't wait for what is in flight; the owner
     /// may do so before.
     ///
@@ -198,13 +224,18 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
         Ok(if self.has_queue() { Change::None } else { Change::Closed })
     }
 
-    /// The other end uses nothing of ours any more.
-    fn end(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
+    /// Takes the rings back.
+    fn drop_queue(&mut self, lost: impl FnMut(Completion<B>)) {
         // Out of its place first: ending a port and freeing pages is slow, and nothing for under a lock.
         if let Some(mut queue) = self.queue.with(Option::take) {
             queue.give_up(lost);
         }
         self.link = None;
+    }
+
+    /// The other end uses nothing of ours any more.
+    fn end(&mut self, lost: impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
+        self.drop_queue(lost);
         if self.device.state() != State::Closed {
             // The toolstack removes directories, and ours need not be ours to make again. Nothing depends on it any more.
             let _ = self.device.leave(State::Closed);

@@ -530,3 +530,59 @@ fn a_back_end_without_scatter_gather_gets_packets_of_one_slot() {
     submit(&rig, &mut front, 4096);
     assert_eq!(end(rig, front, back), 1);
 }
+
+#[test]
+fn an_interface_begins_anew_in_a_restored_domain_and_loses_what_was_in_flight() {
+    let (mut rig, mut front, mut old) = connect();
+    for len in [100, 5000, 200] {
+        submit(&rig, &mut front, len);
+    }
+    let ids: Vec<u16> = slots(&mut old).iter().map(|slot| slot.id).collect();
+    answer(&mut old, ids[0], NETIF_RSP_OKAY);
+    rig.restore();
+    let mut lost = Vec::new();
+    let mut note = |completion: xennet::front::Completion<_>| {
+        assert!(matches!(completion.packet, Returned::Whole(_)));
+        lost.push(completion.result);
+    };
+    assert_eq!(front.resume(&mut note).unwrap(), Change::None);
+    assert_eq!(lost, [Ok(()), Err(SendError::Lost), Err(SendError::Lost)]);
+    assert_eq!((front.device().state(), front.port(), front.link()), (State::Initialising, None, None));
+
+    let device = HandBack::offer(&rig);
+    assert_eq!(front.step(drop).unwrap(), Change::None);
+    let mut new = HandBack::connect(&rig, device);
+    assert!(matches!(front.step(drop).unwrap(), Change::Connected(_)));
+    submit(&rig, &mut front, 300);
+    assert_eq!(slots(&mut new).iter().map(|slot| slot.size).collect::<Vec<_>>(), [300]);
+    assert!(slots(&mut old).is_empty(), "the last one has the rings of before");
+    drop(old);
+    assert_eq!(end(rig, front, new), 1);
+}
+
+#[test]
+fn an_interface_that_is_being_closed_is_closed_by_a_suspend() {
+    let (mut rig, mut front, old) = connect();
+    submit(&rig, &mut front, 100);
+    front.close().unwrap();
+    rig.restore();
+    let mut lost = 0;
+    assert_eq!(front.resume(|_| lost += 1).unwrap(), Change::Closed);
+    assert_eq!((lost, front.device().state()), (1, State::Closed));
+    drop((front, old));
+    rig.machine.check_quiet();
+}
+
+#[test]
+fn an_interface_that_the_restored_domain_does_not_have_is_lost() {
+    let (rig, mut front, old) = connect();
+    submit(&rig, &mut front, 100);
+    assert_eq!(mock::suspend(&rig.front), Ok(mock::Suspended::Restored));
+    let refused = front.resume(drop).unwrap_err().to_string();
+    assert!(refused.contains("device/vif/0/backend: ENOENT"), "{refused}");
+    let mut lost = 0;
+    assert_eq!(front.step(|_| lost += 1).unwrap(), Change::Closed);
+    assert_eq!(lost, 1);
+    drop((front, old));
+    rig.machine.check_quiet();
+}

@@ -42,6 +42,17 @@ impl Rig {
         rig
     }
 
+    /// The domain of the front end is saved, and restored as another with an interface like it.
+    pub(crate) fn restore(&mut self) {
+        let old = (self.front.id, self.back_path());
+        self.front.id = self.machine.restore_next(old.0);
+        self.toolstack.store.transaction(|tx| self.attach(tx)).unwrap();
+        assert_eq!(mock::suspend(&self.front), Ok(mock::Suspended::Restored));
+        for path in [format!("{}/{FRONT}", old.0.0), format!("{}/{}", self.back.id.0, old.1)] {
+            self.toolstack.store.rm(Tx::NONE, &format!("/local/domain/{path}")).unwrap();
+        }
+    }
+
     /// Returns where the back end's directory is, from its domain's home.
     pub(crate) fn back_path(&self) -> String {
         format!("backend/vif/{}/0", self.front.id.0)

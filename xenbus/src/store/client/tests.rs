@@ -330,6 +330,17 @@ fn nothing_is_under_way_only_when_all_is_answered_and_read() {
 }
 
 #[test]
+fn what_is_begun_outside_of_transactions_waits_when_calm_is_wanted() {
+    let page = Page::new();
+    let mut link = Link::new(page.view());
+    link.calm.wanted = true;
+    assert_eq!(link.submit(&read_request()), Ok(None));
+    assert!(link.submit(&Request { tx: Tx(9), ..read_request() }).unwrap().is_some());
+    link.calm.wanted = false;
+    assert!(link.submit(&read_request()).unwrap().is_some());
+}
+
+#[test]
 fn other_xenstored_is_not_taken_at_the_word_of_the_last() {
     let page = Page::new();
     let watches = Watches::new();
