@@ -8,13 +8,14 @@ use core::arch::global_asm;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
+use xen_sys::Mfn;
 use xen_sys::elfnote::{
     XEN_ELFNOTE_ENTRY, XEN_ELFNOTE_GUEST_OS, XEN_ELFNOTE_HYPERCALL_PAGE, XEN_ELFNOTE_LOADER, XEN_ELFNOTE_VIRT_BASE,
     XEN_ELFNOTE_XEN_VERSION,
 };
 use xen_sys::xen::{SIF_INITDOMAIN, StartInfo};
 
-use crate::{bare, exit, memory, programs, shared, traps};
+use crate::{bare, exit, memory, programs, shared, suspend, traps};
 
 /// Where Xen maps the domain's memory at boot: frame `pfn` stands at `VIRT_BASE + (pfn << 12)`. As in link.ld.
 pub const VIRT_BASE: usize = 0xffff_ffff_8000_0000;
@@ -103,6 +104,7 @@ extern "C" fn start(info: *mut StartInfo) -> ! {
     memory::install();
     memory::unmap_boot_page(STACK.0.get() as usize);
     shared::install();
+    suspend::publish();
     exit::finish(programs::run(command_line()))
 }
 
@@ -113,8 +115,29 @@ extern "C" fn start(info: *mut StartInfo) -> ! {
 pub fn start_info() -> &'static StartInfo {
     let info = START_INFO.load(Relaxed);
     assert!(!info.is_null(), "no start_info yet");
-    // SAFETY: Xen put it into the boot region, which stays mapped; neither Xen nor the domain changes it while it runs.
+    // SAFETY: Xen put it into the boot region, which stays mapped. While the domain runs nobody changes it; what a suspend changes, the
+    // numbers of frames and ports, is read by value, and no reference to it is held.
     unsafe { &*info }
+}
+
+/// Returns the frame that `start_info` stands in.
+pub fn start_info_mfn() -> Mfn {
+    memory::frames::mfn_at(START_INFO.load(Relaxed) as usize)
+}
+
+/// Gives the frames of the store's ring and of the console's other numbers: for a toolstack that saves the domain, and back.
+///
+/// # Safety
+/// Not the first domain, and a suspend is on its way.
+pub unsafe fn renumber_rings(number: impl Fn(usize) -> usize) {
+    let info = START_INFO.load(Relaxed);
+    // SAFETY: the page is mapped and writable, and no reference to these fields is held; not the first domain, so this is the variant
+    // that its builder filled in.
+    unsafe {
+        let (store, console) = (&raw mut (*info).store_mfn.0, &raw mut (*info).console.domU.mfn.0);
+        store.write(number(store.read()));
+        console.write(number(console.read()));
+    }
 }
 
 /// Tells whether this is the first domain, which drives the machine: it has the console hypercall and I/O ports, and

@@ -111,6 +111,18 @@ fn put(ring: &XenconsInterface, port: Port, byte: u8) {
     ring.out_prod.store(at.wrapping_add(1), Release);
 }
 
+/// Waits until the other end has read all output, or doesn't any more: what is in the ring when the domain is saved may come out twice.
+pub fn drain() {
+    let (ring, port) = ring();
+    for _ in 0..PATIENCE {
+        if ring.out_prod.load(Relaxed) == ring.out_cons.load(Acquire) {
+            return;
+        }
+        let _ = event_channel::send(&Bare, port);
+        let _ = sched::yield_now(&Bare);
+    }
+}
+
 /// Returns the console ring and its port, of a domain that has one: every one but the first.
 ///
 /// # Panics

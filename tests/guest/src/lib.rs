@@ -12,6 +12,7 @@
 //! | [`shared`] | the page that Xen and the domain share: events and time |
 //! | [`console`] | output, by hypercall or through the console ring |
 //! | [`traps`] | faults: the registers are printed; reads that may fault |
+//! | [`suspend`] | what the domain does to be saved and restored |
 //! | [`exit`] | the end, good or bad, and how the outside learns of it; panics |
 //! | [`domu`] | builds a second domain |
 //! | [`local_store`] | a xenstored for a domain without one |
@@ -31,6 +32,7 @@ pub mod local_store;
 pub mod memory;
 pub mod programs;
 pub mod shared;
+pub mod suspend;
 pub mod traps;
 
 pub use bare::Bare;

@@ -11,6 +11,7 @@ mod hostile;
 mod linux;
 mod outside;
 mod pair;
+mod saved;
 mod selftest;
 mod serve;
 
@@ -43,6 +44,7 @@ pub static PROGRAMS: &[Program] = &[
     },
     Program { name: "linux", about: "uses disks and the console that a Linux dom0 serves: [disks=N]", run: linux::run },
     Program { name: "serve", about: "serves disks in memory to other domains: [mib=N]", run: serve::run },
+    Program { name: "saved", about: "keeps disks busy while a Linux dom0 saves and restores it", run: saved::run },
     Program { name: "hostile", about: "breaks every rule of the protocol on a disk: [seed=N]", run: hostile::run },
     Program {
         name: "conformance",

@@ -13,7 +13,7 @@ use xen_sys::{Mfn, Port};
 
 use crate::Bare;
 use crate::boot::start_info;
-use crate::memory::map_frame;
+use crate::memory::{map_frame, unmap_boot_page};
 
 /// A page of the image that is replaced by the shared one.
 #[repr(C, align(4096))]
@@ -30,15 +30,22 @@ const POLL_PORTS_MAX: usize = 128;
 /// How long a wait for more ports than that lasts at most before it looks at all of them again.
 const MANY_PORTS_WAIT_NS: u64 = 1_000_000;
 
-/// Maps the shared page.
+/// Maps the shared page: once, and again after each [`remove`].
 pub fn install() {
     map_frame(PAGE.0.get() as usize, Mfn((start_info().shared_info >> 12) as u64));
     MAPPED.store(true, Relaxed);
 }
 
+/// Takes the shared page away, as a domain that is saved may map frames of its own alone. Until [`install`] there is no time, and there
+/// are no events.
+pub fn remove() {
+    MAPPED.store(false, Relaxed);
+    unmap_boot_page(PAGE.0.get() as usize);
+}
+
 /// Returns the shared page, once it is mapped.
 pub fn shared_info() -> Option<&'static SharedInfo> {
-    // SAFETY: the page is mapped from now on, long enough, and every byte of the type is atomic.
+    // SAFETY: the page is mapped, long enough, and every byte of the type is atomic. Nobody looks at it during a suspend.
     MAPPED.load(Relaxed).then(|| unsafe { &*PAGE.0.get().cast::<SharedInfo>() })
 }
 

@@ -10,6 +10,7 @@
 //! xenlab xen linux --disk IMAGE the guest as domU of a Linux dom0
 //! xenlab xen linux --suite block
 //!                               the guest as driver domain, which serves disks to Linux domUs
+//! xenlab xen linux --suite save the guest as domU, which Linux saves and restores while it is at work
 //! xenlab xen conformance [SCRIPT] [--record]
 //!                               what real Xen answers, compared with what the mock is held to
 //! ```

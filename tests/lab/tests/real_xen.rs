@@ -39,3 +39,9 @@ fn the_guest_lives_under_a_linux_dom0() {
 fn the_guest_serves_linux_as_a_driver_domain() {
     xenlab(&["xen", "linux", "--suite", "block"]);
 }
+
+#[test]
+#[ignore = "needs real Xen under QEMU: `xenlab xen setup` fetches it, `xenlab xen linux --suite save` runs this"]
+fn the_guest_is_saved_and_restored_by_a_linux_dom0() {
+    xenlab(&["xen", "linux", "--suite", "save"]);
+}

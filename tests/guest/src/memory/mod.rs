@@ -10,6 +10,7 @@
 //! In a PV domain page tables hold machine frames, and whoever changes them asks Xen, which looks at every entry. A page
 //! that is a table must not be writable through any mapping.
 
+pub mod frame_list;
 pub mod frames;
 pub mod pages;
 pub mod tables;

@@ -39,6 +39,19 @@ pub fn free(va: NonNull<u8>, count: usize) {
     pages.fill(false);
 }
 
+/// Makes sure that nothing is mapped here: a domain that maps frames of others can't be saved.
+///
+/// # Panics
+/// If something is; it names the first.
+pub fn assert_empty() {
+    let taken = TAKEN.lock();
+    for page in (0..WINDOW_PAGES).filter(|&page| taken[page]) {
+        let va = WINDOW_BASE + page * PAGE_SIZE;
+        let mapped = tables::mapping(va);
+        assert!(mapped.is_none(), "{va:#x} still maps {mapped:x?}");
+    }
+}
+
 /// Returns the first of `count` free pages in a row.
 fn first_fit(taken: &[bool], count: usize) -> Option<usize> {
     let mut run = 0;

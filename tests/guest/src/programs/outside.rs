@@ -70,16 +70,21 @@ impl<'a> Administrator<'a> {
         Ok(Self { node, asked })
     }
 
-    /// Tells whether the domain was asked to shut down; if so, that is acknowledged.
-    pub(super) fn wants_the_end(&self) -> Result<bool, Failure> {
+    /// Returns what the domain was asked to do, once; that is acknowledged.
+    pub(super) fn asked(&self) -> Result<Option<String>, Failure> {
         let store = self.node.store();
         if !store.fired(self.asked) {
-            return Ok(false);
+            return Ok(None);
         }
         let reason: Option<String> = store.read_if_there(Tx::NONE, "control/shutdown").context("shutdown")?;
-        let Some(reason) = reason.filter(|reason| !reason.is_empty()) else { return Ok(false) };
+        let Some(reason) = reason.filter(|reason| !reason.is_empty()) else { return Ok(None) };
         store.write_text(Tx::NONE, "control/shutdown", "").context("acknowledge the shutdown")?;
         println!("xenlab: shutdown ({reason})");
-        Ok(true)
+        Ok(Some(reason))
+    }
+
+    /// Tells whether the domain was asked to shut down, as it is by anything it is asked here.
+    pub(super) fn wants_the_end(&self) -> Result<bool, Failure> {
+        Ok(self.asked()?.is_some())
     }
 }

@@ -93,6 +93,7 @@ mod tests {
         assert!(Cli::try_parse_from(["xenlab", "xen", "linux", "--disk", "x.img"]).is_ok());
         assert!(Cli::try_parse_from(["xenlab", "xen", "linux", "--suite", "disk"]).is_err());
         assert!(Cli::try_parse_from(["xenlab", "xen", "linux", "--suite", "block"]).is_ok());
+        assert!(Cli::try_parse_from(["xenlab", "xen", "linux", "--suite", "save"]).is_ok());
         assert!(Cli::try_parse_from(["xenlab", "xen", "none"]).is_err());
     }
 }

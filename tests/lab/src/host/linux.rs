@@ -1,5 +1,5 @@
 //! `xenlab xen linux`: Linux is dom0, and the guest a domU that `xl` makes, with a disk that Linux's block back end
-//! serves. About a minute. `--suite block` is another room's: [`block`].
+//! serves. About a minute. The other suites are other rooms': [`block`], [`save`].
 //!
 //! dom0 lives in memory: QEMU loads its tree as an initramfs, to which each run adds the first process, the job, and the
 //! guest's ELF. What dom0 and the guest say goes out by the serial console, and is judged here.
@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::host::cpio::Archive;
 use crate::host::qemu::{End, Machine, Run, tail};
 use crate::host::setup::Beds;
-use crate::host::{block, crash, guest, ways};
+use crate::host::{block, crash, guest, save, ways};
 
 const INIT: &[u8] = include_bytes!("../../dom0/init");
 const DISK_JOB: &[u8] = include_bytes!("../../dom0/disk-job");
@@ -62,6 +62,8 @@ enum Suite {
     Disk,
     /// The guest is a driver domain and serves disks to Linux domUs
     Block,
+    /// The guest is saved and restored while it works on disks that Linux serves
+    Save,
 }
 
 /// A disk image, and what its SHA-256 must be before and after the guest wrote.
@@ -88,7 +90,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (Suite::Disk, Some(image)) => run_disk(args, image),
         (Suite::Disk, None) => bail!("the suite \"disk\" needs an image: --disk IMAGE"),
         (Suite::Block, None) => block::run(args.timeout, args.verbose),
-        (Suite::Block, Some(_)) => bail!("the suite \"block\" has disks of its own: --disk is for the suite \"disk\""),
+        (Suite::Save, None) => save::run(args.timeout, args.verbose),
+        (Suite::Block | Suite::Save, Some(_)) => {
+            bail!("this suite has disks of its own: --disk is for the suite \"disk\"")
+        }
     }
 }
 

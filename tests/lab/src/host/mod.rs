@@ -14,6 +14,7 @@ mod image;
 mod linux;
 mod process;
 mod qemu;
+mod save;
 mod setup;
 mod ways;
 
