@@ -101,6 +101,23 @@ fn split_io_ends_once_when_all_is_answered_with_the_first_error_whatever_the_ord
 }
 
 #[test]
+fn request_of_a_split_io_that_is_answered_twice_breaks_the_queue() {
+    for again in 0..3 {
+        let (bed, mut front, mut players) = connected(3, PLAIN, &[]);
+        submit(&mut front, Operation::Read, 0, Some(buffer(&bed, 25 * PAGE_SIZE, 5))).unwrap();
+        let requests = players[0].requests(&bed);
+        assert_eq!(requests.len(), 3);
+        let twice = &requests[again];
+        players[0].answer(&[(twice, BLKIF_RSP_OKAY), (twice, BLKIF_RSP_OKAY)]);
+        front.follow(&bed);
+        front.step();
+        assert_eq!(front.errors, [format!("a response to request {}, which is not in flight", twice.id)]);
+        assert_eq!(front.done, [Done { number: 0, result: Err(IoError::Lost), whole: true }]);
+        ends(bed, front, players);
+    }
+}
+
+#[test]
 fn ring_of_sixteen_pages_is_used_at_full_depth() {
     let config = Config { max_ring_pages: 100, ..PLAIN };
     let nodes = [("max-ring-page-order", "4"), ("max-ring-pages", "16")];
