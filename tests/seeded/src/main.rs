@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rows::{ROWS, Row, Test};
 
 /// How long a test may take to fail, in seconds, with what is to be built for it on a busy machine.
-const PATIENCE_S: &str = "900";
+const PATIENCE_S: &str = "300";
 
 fn main() -> Result<()> {
     let word = std::env::args().nth(1).unwrap_or_default();
