@@ -14,8 +14,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use rows::{ROWS, Row, Test};
 
-/// How long a test may take to fail, in seconds, with what is to be built for it.
-const PATIENCE_S: &str = "180";
+/// How long a test may take to fail, in seconds, with what is to be built for it on a busy machine.
+const PATIENCE_S: &str = "300";
 
 fn main() -> Result<()> {
     let word = std::env::args().nth(1).unwrap_or_default();
@@ -27,8 +27,9 @@ fn main() -> Result<()> {
         patched(&tree, row)?;
     }
     let began = Instant::now();
+    println!("{} rows; their tests, on the code as it is:", rows.len());
     sound(&tree, &rows)?;
-    println!("{:>5.0} s  all tests pass on the code as it is", began.elapsed().as_secs_f32());
+    println!("{:>5.0} s  all pass", began.elapsed().as_secs_f32());
     let mut missed = 0;
     for row in &rows {
         let began = Instant::now();

@@ -7,7 +7,7 @@ use common::{BackOwner, Bed, DEPTH, FrontOwner, Slow, follow_both};
 use hypercall::DomId;
 use mock::{Fault, Kind, Refusal};
 use xbd::protocol::Operation;
-use xen_sys::errno::{XEN_EAGAIN, XEN_EINVAL, XEN_ENOMEM};
+use xen_sys::errno::*;
 use xen_sys::event_channel::EVTCHNOP_close;
 use xen_sys::grant_table::{
     GNTST_general_error, GNTST_no_device_space, GNTTABOP_map_grant_ref, GNTTABOP_unmap_grant_ref,
@@ -439,11 +439,24 @@ fn kinds(domain: impl Fn(&Bed) -> DomId) -> Vec<Kind> {
     bed.machine.ledger_of(domain(&bed)).since(&before).hypercalls.into_keys().collect()
 }
 
+/// What a hypercall may say. Nobody but a pager's client tries again for one of them.
+const ERRNOS: [i32; 16] = [
+    XEN_ENOMEM, XEN_EAGAIN, XEN_EINVAL, XEN_EPERM, XEN_ENOENT, XEN_ESRCH, XEN_EIO, XEN_ENXIO, XEN_E2BIG, XEN_EACCES,
+    XEN_EFAULT, XEN_EBUSY, XEN_EEXIST, XEN_ENODEV, XEN_ENOSPC, XEN_ENOSYS,
+];
+
 fn every_hypercall_may_fail(domain: impl Fn(&Bed) -> DomId) {
     let mut faults = 0;
     for kind in kinds(&domain) {
-        for errno in [XEN_ENOMEM, XEN_EAGAIN, XEN_EINVAL] {
-            let order = |bed: &Bed, nth| Fault::Hypercall { domain: Some(domain(bed)), kind: Some(kind), nth, errno };
+        for first in 0..3 {
+            // Each call fails in three ways, and all of them together in all ways there are.
+            let errno = |nth: u64| ERRNOS[(3 * nth as usize + first) % ERRNOS.len()];
+            let order = |bed: &Bed, nth| Fault::Hypercall {
+                domain: Some(domain(bed)),
+                kind: Some(kind),
+                nth,
+                errno: errno(nth),
+            };
             // A port that the hypervisor refuses to close stays open.
             let leaks = |leak: &str| kind == Kind::event(EVTCHNOP_close) && leak.contains("is open");
             faults += each_fault(order, leaks);
