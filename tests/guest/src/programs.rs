@@ -2,6 +2,7 @@
 //!
 //! A new program is a function and a line in [`PROGRAMS`].
 
+mod bench;
 mod conformance;
 mod crash;
 mod dom0;
@@ -44,6 +45,7 @@ pub static PROGRAMS: &[Program] = &[
     Program { name: "linux", about: "uses the disk and console that a Linux dom0 serves", run: linux::run },
     Program { name: "serve", about: "serves disks in memory to other domains: [mib=N]", run: serve::run },
     Program { name: "hostile", about: "breaks every rule of the protocol on a disk: [seed=N]", run: hostile::run },
+    Program { name: "bench", about: "reads a disk: [passes=N] [persistent=yes]", run: bench::run },
     Program {
         name: "conformance",
         about: "makes calls and errors, and tells what Xen or xenstored says",

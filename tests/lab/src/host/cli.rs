@@ -34,6 +34,8 @@ enum Command {
 enum Bench {
     /// A request through the message ring, beside the C macros of Xen's headers and virtio
     Ring(bench::ring::Args),
+    /// A block request on real Xen, beside Linux's front end
+    Xen(bench::xen::Args),
 }
 
 #[derive(Debug, Subcommand)]
@@ -66,6 +68,7 @@ fn run(cli: &Cli) -> Result<()> {
         None => demo::run(&cli.demo),
         Some(Command::Demo(args)) => demo::run(args),
         Some(Command::Bench(Bench::Ring(args))) => bench::ring::run(args),
+        Some(Command::Bench(Bench::Xen(args))) => bench::xen::run(args),
         Some(Command::Xen(Xen::Setup)) => setup::run(),
         Some(Command::Xen(Xen::Fast(args))) => fast::run(args),
         Some(Command::Xen(Xen::Linux(args))) => linux::run(args),

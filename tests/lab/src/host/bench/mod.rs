@@ -2,3 +2,4 @@
 
 mod plot;
 pub(crate) mod ring;
+pub(crate) mod xen;
