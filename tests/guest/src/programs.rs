@@ -2,6 +2,7 @@
 //!
 //! A new program is a function and a line in [`PROGRAMS`].
 
+mod bench;
 mod conformance;
 mod crash;
 mod dom0;
@@ -46,6 +47,7 @@ pub static PROGRAMS: &[Program] = &[
     Program { name: "serve", about: "serves disks in memory to other domains: [mib=N]", run: serve::run },
     Program { name: "saved", about: "keeps disks busy while a Linux dom0 saves and restores it", run: saved::run },
     Program { name: "hostile", about: "breaks every rule of the protocol on a disk: [seed=N]", run: hostile::run },
+    Program { name: "bench", about: "reads a disk: [passes=N] [persistent=yes]", run: bench::run },
     Program {
         name: "conformance",
         about: "makes calls and errors, and tells what Xen or xenstored says",

@@ -36,6 +36,8 @@ enum Bench {
     Ring(bench::ring::Args),
     /// A request through the two ends of a disk, beside the figures of other systems' drivers
     Block(bench::block::Args),
+    /// A block request on real Xen, beside Linux's front end
+    Xen(bench::xen::Args),
 }
 
 #[derive(Debug, Subcommand)]
@@ -69,6 +71,7 @@ fn run(cli: &Cli) -> Result<()> {
         Some(Command::Demo(args)) => demo::run(args),
         Some(Command::Bench(Bench::Ring(args))) => bench::ring::run(args),
         Some(Command::Bench(Bench::Block(args))) => bench::block::run(args),
+        Some(Command::Bench(Bench::Xen(args))) => bench::xen::run(args),
         Some(Command::Xen(Xen::Setup)) => setup::run(),
         Some(Command::Xen(Xen::Fast(args))) => fast::run(args),
         Some(Command::Xen(Xen::Linux(args))) => linux::run(args),

@@ -206,7 +206,10 @@ pub(crate) fn hex(hash: Sha256) -> String {
 }
 
 /// Puts dom0's tree and this run's own files together. The file has no name, so that nothing is left of it.
-fn initrd(beds: &Beds, mut elf: File, job: &[u8], timeout: u64, files: &[(&str, &[u8])]) -> Result<File> {
+///
+/// # Errors
+/// The bed is incomplete, or there is no room.
+pub(crate) fn initrd(beds: &Beds, mut elf: File, job: &[u8], timeout: u64, files: &[(&str, &[u8])]) -> Result<File> {
     let mut initrd = tempfile::tempfile().context("no temporary file for dom0's initrd")?;
     let mut tree = File::open(beds.dom0()).context("the bed has no dom0; remove its folder and set up again")?;
     io::copy(&mut tree, &mut initrd).context("no room for dom0's initrd in the temporary folder")?;

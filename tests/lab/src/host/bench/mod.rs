@@ -3,3 +3,4 @@
 pub(crate) mod block;
 mod plot;
 pub(crate) mod ring;
+pub(crate) mod xen;

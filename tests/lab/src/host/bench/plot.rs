@@ -106,3 +106,36 @@ fn rows_drawn(path: &Path, rows: &[Row]) -> Result<(), Box<dyn std::error::Error
     area.present()?;
     Ok(())
 }
+
+/// Draws one bar for each name.
+pub(super) fn draw_bars(path: &Path, title: &str, bars: &[(&str, f64)]) -> Result<()> {
+    bars_drawn(path, title, bars).map_err(|error| anyhow!("{}: {error}", path.display()))
+}
+
+fn bars_drawn(path: &Path, title: &str, bars: &[(&str, f64)]) -> Result<(), Box<dyn std::error::Error>> {
+    let area = SVGBackend::new(path, (700, 420)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let top = bars.iter().map(|(_, value)| *value).fold(1.0, f64::max) * 1.15;
+    let mut chart = ChartBuilder::on(&area)
+        .caption(title, ("sans-serif", 20))
+        .margin(10)
+        .x_label_area_size(40)
+        .y_label_area_size(60)
+        .build_cartesian_2d((0..bars.len()).into_segmented(), 0.0..top)?;
+    let name_of = |place: &SegmentValue<usize>| match place {
+        SegmentValue::CenterOf(index) => bars.get(*index).map_or_else(String::new, |(name, _)| (*name).to_owned()),
+        SegmentValue::Exact(_) | SegmentValue::Last => String::new(),
+    };
+    chart.configure_mesh().disable_x_mesh().x_label_formatter(&name_of).draw()?;
+    let bar = |(index, (_, value)): (usize, &(&str, f64))| {
+        let mut bar = Rectangle::new(
+            [(SegmentValue::Exact(index), 0.0), (SegmentValue::Exact(index + 1), *value)],
+            COLOURS[0].filled(),
+        );
+        bar.set_margin(0, 0, 30, 30);
+        bar
+    };
+    chart.draw_series(bars.iter().enumerate().map(bar))?;
+    area.present()?;
+    Ok(())
+}
