@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prints which lines of xbd and of the rings the tests run: those of the crates, and the suite's on the mock. More arguments are for
-# llvm-cov, as in `tests/coverage.sh --show-region-summary=false`.
+# llvm-cov, as in `tests/coverage.sh --show-functions`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin
@@ -14,7 +14,7 @@ mkdir -p "$out/raw"
 export RUSTFLAGS="-Cinstrument-coverage" CARGO_PROFILE_DEV_DEBUG=0 LLVM_PROFILE_FILE="$out/raw/%p-%m.profraw"
 tests=(test -q -p xbd -p xenbus -p suite --lib --tests --target-dir "$out/build")
 cargo "${tests[@]}"
-mapfile -t programs < <(cargo "${tests[@]}" --no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/--object=\1/p')
+mapfile -t programs < <(cargo "${tests[@]}" --no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
 "$tools/llvm-profdata" merge --sparse -o "$out/tests.profdata" "$out"/raw/*.profraw
-"$tools/llvm-cov" report "$@" --instr-profile="$out/tests.profdata" "${programs[@]}" "$PWD/xbd/src" "$PWD/xenbus/src/ring" \
-    --ignore-filename-regex='tests\.rs$'
+"$tools/llvm-cov" report "${programs[0]}" "${programs[@]/#/--object=}" "$PWD/xbd/src" "$PWD/xenbus/src/ring" \
+    --instr-profile="$out/tests.profdata" --ignore-filename-regex='tests\.rs$' --show-branch-summary=false --show-region-summary=false "$@"

@@ -1,7 +1,7 @@
 //! Puts bugs into a copy of the drivers, one at a time, and looks whether the test that is there for it fails.
 //!
-//! `cargo run -p seeded` does all of [`rows::ROWS`], `cargo run -p seeded WORD` those whose class has the word in it. The copy stands in
-//! `target/seeded`, and is built there.
+//! `cargo run -p seeded` does all of [`rows::ROWS`], `cargo run -p seeded WORD …` those whose class or bug has one of the words in it. The
+//! copy stands in `target/seeded`, and is built there.
 
 mod rows;
 
@@ -18,9 +18,11 @@ use rows::{ROWS, Row, Test};
 const PATIENCE_S: &str = "300";
 
 fn main() -> Result<()> {
-    let word = std::env::args().nth(1).unwrap_or_default();
-    let rows: Vec<&Row> = ROWS.iter().filter(|row| row.class.contains(&word)).collect();
-    ensure!(!rows.is_empty(), "no row has {word:?} in its class");
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let wanted =
+        |row: &&Row| words.is_empty() || words.iter().any(|word| row.class.contains(word) || row.bug.contains(word));
+    let rows: Vec<&Row> = ROWS.iter().filter(wanted).collect();
+    ensure!(!rows.is_empty(), "no row has one of {words:?}");
     let tree = copy()?;
     // What a row is to be put in for has to be there, and once: before anything is built.
     for row in &rows {

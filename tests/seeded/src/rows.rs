@@ -310,10 +310,10 @@ pub(crate) const ROWS: &[Row] = &[
     },
     Row {
         class: "revoke races (XSA-396, 405)",
-        bug: "look and change are two steps",
+        bug: "look and change are two steps, with time between them",
         file: "hypercall/src/grant/table.rs",
         from: "match entry.flags.compare_exchange(flags, GTF_invalid, AcqRel, Relaxed) {",
-        to: "match Ok::<u16, u16>(entry.flags.swap(GTF_invalid, AcqRel)) {",
+        to: "(0..1000).for_each(|_| core::hint::spin_loop());\n            match Ok::<u16, u16>(entry.flags.swap(GTF_invalid, AcqRel)) {",
         test: test("hypercall", "claims", "grants::end_and_map_never_both_succeed"),
     },
     Row {

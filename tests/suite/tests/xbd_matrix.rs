@@ -250,8 +250,10 @@ impl Pair {
     }
 }
 
+type Happens = fn(&mut Pair);
+
 /// The states, in the order of a life.
-const STATES: [(&str, fn(&mut Pair)); 9] = [
+const STATES: [(&str, Happens); 9] = [
     ("begun", |_| {}),
     ("offered", |pair| pair.back_turns()),
     ("asked", |pair| {
@@ -288,8 +290,6 @@ const STATES: [(&str, fn(&mut Pair)); 9] = [
         pair.back_turns();
     }),
 ];
-
-type Happens = fn(&mut Pair);
 
 fn order(pair: &Pair, faults: impl IntoIterator<Item = Fault>) {
     faults.into_iter().for_each(|fault| pair.bed.machine.order(fault));
@@ -471,7 +471,7 @@ const FAULTS: [(&str, Happens); 24] = [
 ];
 
 /// One cell: what becomes of the disk.
-fn cell(state: fn(&mut Pair), fault: Happens) -> &'static str {
+fn cell(state: Happens, fault: Happens) -> &'static str {
     let mut pair = Pair::new();
     let mut other = Neighbour::new(&pair.bed);
     pair.bed.machine.mark_usage();
