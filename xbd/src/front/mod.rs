@@ -16,7 +16,8 @@
 //! back end comes back.
 //!
 //! With [`Config::reconnect`], a back end that goes before we close is waited for: in the last two rows, what is in flight is kept, the
-//! rings are taken back → Initialising, and it is sent again when we are connected anew.
+//! rings are taken back → Initialising, and it is sent again when we are connected anew. So it is when the domain has come back from a
+//! suspend, as its owner says by [`Front::resume`]: the back end is another then, and the old one can't hold on to anything.
 //!
 //! | file | what |
 //! |---|---|
@@ -63,7 +64,7 @@ pub enum Change {
     Resized(Disk),
     /// The back end wants to go: the owner stops using the disk and calls [`Front::close`].
     CloseWanted,
-    /// The back end is gone, and waited for, as [`Config::reconnect`] wants it: no queue takes I/Os until it is
+    /// The back end is gone, and waited for, as [`Config::reconnect`] wants it, or the domain has come back from a suspend: no queue takes I/Os until it is
     /// [`Connected`](Self::Connected) again. What is in flight is sent again then, in its order, and completes once. An I/O that the
     /// disk doesn't take then completes with [`IoError::Refused`]. What the owner wants of the queues it asks anew: how many there
     /// are, their ports, their limits.
