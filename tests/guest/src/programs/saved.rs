@@ -66,7 +66,10 @@ async fn live(node: &Node<Bare>) -> Result<(), Failure> {
         }
         match administrator.asked()?.as_deref() {
             None => {}
-            Some("suspend") => be_saved(node, &mut disks)?,
+            Some("suspend") => {
+                be_saved(node, &mut disks)?;
+                again = true;
+            }
             Some(_) => disks.iter_mut().for_each(Disk::finish),
         }
         if disks.iter().all(Disk::is_done) {
