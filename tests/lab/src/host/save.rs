@@ -48,7 +48,7 @@ pub(crate) fn run(timeout: u64, verbose: bool) -> Result<()> {
     let elf = guest::build()?;
     let disks = DISKS.map(|(name, seed)| (name, noise(seed, BYTES)));
     let [(_, first), (_, second)] = &disks;
-    let mut machine = machine(&beds, 1, elf, JOB, timeout, &[("disk.b", &second)])?;
+    let mut machine = machine(&beds, 1, elf, JOB, timeout, &[("disk.b", second)])?;
     machine.disk(file(first)?);
     let started = Instant::now();
     let run = watch(machine, timeout, verbose, &["guest"])?;

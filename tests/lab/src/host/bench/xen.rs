@@ -196,10 +196,10 @@ mod tests {
 
     #[test]
     fn every_line_is_needed_and_must_be_what_it_should() {
-        for index in 0..GOOD.len() {
+        for (index, line) in GOOD.iter().enumerate() {
             let mut less = GOOD.to_vec();
             less.remove(index);
-            assert!(table(&less).is_err(), "without {:?}", GOOD[index]);
+            assert!(table(&less).is_err(), "without {line:?}");
         }
         let mut odd = GOOD.to_vec();
         odd[0] = "mapped: xenlab: bench done requests=999 running_ns=8000000000 notifications=5 copied=0";
