@@ -1,6 +1,6 @@
 //! Puts bugs into a copy of the drivers, one at a time, and looks whether the test that is there for it fails.
 //!
-//! `cargo run -p seeded` does all of [`rows::ROWS`], `cargo run -p seeded WORD …` those whose class or bug has one of the words in it. The
+//! `cargo run -p suite --example seeded` does all of [`rows::ROWS`], `cargo run -p suite --example seeded WORD …` those whose class or bug has one of the words in it. The
 //! copy stands in `target/seeded`, and is built there.
 
 mod rows;
