@@ -59,8 +59,7 @@ impl<M: RingMemory> FrontRing<M> {
 
     /// Writes a request into the next slot; the peer sees it after [`publish`](Self::publish). Returns whether there was
     /// room for it.
-    // Into its caller, which knows what is in the request.
-    #[inline(always)]
+    #[inline]
     #[must_use = "without room nothing was written"]
     pub fn push(&mut self, request: &M::Request) -> bool {
         if self.free() == 0 {
