@@ -210,6 +210,7 @@ unsafe impl<P: Platform> Buffer for PageBuf<P> {
 const WORD: usize = size_of::<usize>();
 
 /// Words from which on a copy by one instruction is worth its beginning.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 const MANY: usize = 32;
 
 /// Copies words, each by one access.
