@@ -5,6 +5,7 @@
 //! xenlab [demo]                 copies a disk image between two domains of the mock
 //! xenlab bench ring             what a request through the message ring costs, beside C's and virtio's
 //! xenlab bench block            what a request through the two ends of a disk costs
+//! xenlab bench xen              what a request costs on real Xen, beside Linux's front end
 //! xenlab xen setup              everything that real Xen needs, once, in the user's cache folder
 //! xenlab xen fast [SCENARIO]    the guest as dom0: both ends of each device in one domain
 //! xenlab xen linux --disk IMAGE the guest as domU of a Linux dom0
