@@ -123,3 +123,16 @@ fn is_found(tree: &Path, row: &Row) -> Result<bool> {
     // It may wait for ever, or end the whole program.
     Ok(!passed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_row_replaces_stands_in_its_file_once() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("the workspace");
+        for row in ROWS {
+            patched(root, row).expect("what is replaced");
+        }
+    }
+}
