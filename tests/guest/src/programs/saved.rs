@@ -271,9 +271,9 @@ impl Disk {
         self.front.queue(0).map_or(0, |queue| queue.in_flight() as usize)
     }
 
-    /// Lets all blocks come to the end of the same round.
+    /// Lets all blocks come to the end of the same round, that of the foremost: the step that it may be at just now still counts.
     fn finish(&mut self) {
-        self.end = self.steps.iter().max().map_or(0, |step| step.next_multiple_of(2));
+        self.end = self.steps.iter().max().map_or(0, |step| (step + 1).next_multiple_of(2));
     }
 
     /// Tells whether all blocks are there.
