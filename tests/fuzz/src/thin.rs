@@ -374,11 +374,13 @@ unsafe impl Platform for Thin {
 
     fn mapped(&self, va: NonNull<u8>) -> NonNull<u8> {
         let inner = self.0.borrow();
-        match inner.space.page(va).and_then(|page| inner.there[page]) {
+        let page = match inner.space.page(va).and_then(|page| inner.there[page]) {
             Some(There::Foreign { gref, .. }) => inner.foreign.va(gref as usize),
             Some(There::Table) => inner.table,
-            None => va,
-        }
+            None => return va,
+        };
+        // SAFETY: the same place in that page.
+        unsafe { page.add(va.addr().get() % PAGE_SIZE) }
     }
 
     fn now_ns(&self) -> u64 {

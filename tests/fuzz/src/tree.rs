@@ -50,7 +50,12 @@ impl Tree {
 
     /// Returns what a node says, as a number.
     pub fn number(&self, path: &str) -> Option<u64> {
-        std::str::from_utf8(self.0.borrow().get(path)?).ok()?.parse().ok()
+        self.text(path)?.parse().ok()
+    }
+
+    /// Returns what a node says, without blanks around it.
+    pub fn text(&self, path: &str) -> Option<String> {
+        Some(std::str::from_utf8(self.0.borrow().get(path)?).ok()?.trim().into())
     }
 
     /// Refuses the next requests.

@@ -26,6 +26,13 @@ const SECTORS: u64 = 64;
 const PAGES: usize = 24;
 const KEPT: usize = 6;
 
+const NARROW: &str = "x86_32-abi";
+
+/// Bytes of a slot, and where in it a number stands.
+const fn layout(narrow: bool) -> (usize, usize) {
+    if narrow { (108, 4) } else { (112, 8) }
+}
+
 /// What a front end can know of its ring and of what it has asked for.
 struct Peer {
     thin: Thin,
@@ -166,8 +173,17 @@ impl Peer {
         done
     }
 
-    /// It is connected, and begins where the responses end.
+    /// It is connected, by the ring that its nodes tell of now, and begins where the responses end.
     fn begin(&mut self) {
+        let node = |node: &str| self.tree.text(&format!("{FRONT}/{node}"));
+        let number = |name: &str| node(name).and_then(|text| text.parse::<usize>().ok());
+        let pages = 1 << number("ring-page-order").unwrap_or(0);
+        // Of several pages, the first has the number 0 here.
+        let first = if pages > 1 { 0 } else { number("ring-ref").unwrap_or(0) };
+        self.ring = self.thin.foreign(first, pages);
+        self.slots = 32 * pages as u32;
+        (self.slot, self.id_at) = layout(node("protocol").as_deref() == Some(NARROW));
+        self.disk.0.borrow_mut().spared = self.ring.as_ptr()..self.ring.slice(self.ring.len(), 0).as_ptr();
         self.rsp_seen = self.word(Field::RspProd).load(SeqCst);
         (self.taken, self.answered, self.known) = (0, 0, true);
         self.open.clear();
@@ -338,12 +354,11 @@ fuzz_target!(|data: &[u8]| {
     }
     let pages = 1 + usize::from(start >> 1 & 1);
     let narrow = start & 4 != 0;
-    let (slot, id_at) = if narrow { (108, 4) } else { (112, 8) };
+    let (slot, id_at) = layout(narrow);
     let ring = thin.foreign(0, pages);
-    disk.0.borrow_mut().spared = ring.as_ptr()..thin.foreign(pages, 1).as_ptr();
     // The pages of segments are as they were made; what is in data pages nobody looks at.
     thin.foreign(0, 4).clear_from(0);
-    tree.say(&format!("{FRONT}/protocol"), if narrow { "x86_32-abi" } else { "x86_64-abi" });
+    tree.say(&format!("{FRONT}/protocol"), if narrow { NARROW } else { "x86_64-abi" });
     tree.say(&format!("{FRONT}/feature-persistent"), u8::from(persistent));
     if pages > 1 {
         tree.say(&format!("{FRONT}/ring-page-order"), 1);
