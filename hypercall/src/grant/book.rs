@@ -106,8 +106,8 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
         if count > usize::from(self.free_count) {
             return Err(buffer);
         }
-        if count > 0 && (at.own == NONE || count - 1 > usize::from(self.listed)) {
-            self.provide(place, count - 1);
+        if count > 0 && (at.own == NONE || count - 1 > usize::from(self.listed)) && !self.provide(place, count - 1) {
+            return Err(buffer);
         }
         let Some(at) = self.places.get_mut(usize::from(place)) else { return Err(buffer) };
         // In here before anything is shared: should `segments` panic, the pages aren't freed.
@@ -149,12 +149,14 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
         Ok(())
     }
 
-    /// Gives a place a reference of its own, and sees to it that there are as many `more` on the free list, all of which there are.
+    /// Gives a place a reference of its own, and sees to it that there are as many `more` on the free list; `false` if there aren't so
+    /// many that share nothing.
     #[cold]
-    fn provide(&mut self, place: u16, more: usize) {
+    fn provide(&mut self, place: u16, more: usize) -> bool {
         let lacking = usize::from(self.places[usize::from(place)].own == NONE);
         if more + lacking > usize::from(self.listed) {
-            for other in self.places.iter_mut().filter(|other| other.buffer.is_none() && other.own != NONE) {
+            // A place with a buffer may share nothing by its own reference, too: it has no segments, or others of them are held.
+            for other in self.places.iter_mut().filter(|other| other.own != NONE && !other.shared) {
                 let own = core::mem::replace(&mut other.own, NONE);
                 self.stock[usize::from(own)].next = core::mem::replace(&mut self.free, own);
                 self.listed += 1;
@@ -168,6 +170,7 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
             self.free = entry.next;
             self.listed -= 1;
         }
+        place.own != NONE && more <= usize::from(self.listed)
     }
 
     /// Returns the buffer in a place, if there is one.

@@ -120,6 +120,34 @@ fn what_places_keep_is_there_for_others() {
 }
 
 #[test]
+fn reference_of_a_place_that_shares_nothing_just_now_is_there_for_others() {
+    // The place has a buffer without segments; or one of which another page is held.
+    for held in [false, true] {
+        let (fake, _table, mut book) = book(3, 3);
+        let refs = lend(&fake, &mut book, 0, 2);
+        if held {
+            assert!(fake.peer_maps(refs[1]));
+            assert_eq!(book.recall(0).unwrap_err(), StillMapped { gref: refs[1] });
+        } else {
+            assert!(book.recall(0).unwrap().is_some());
+            lend(&fake, &mut book, 0, 0);
+        }
+        let free = usize::from(book.free());
+        assert_eq!(free, if held { 2 } else { 3 });
+        let mut other = lend(&fake, &mut book, 1, free);
+        assert!(other.iter().all(|gref| fake.entry(*gref).flags.load(SeqCst) & GTF_permit_access != 0));
+        other.extend(held.then_some(refs[1]));
+        other.sort_unstable();
+        other.dedup();
+        assert_eq!(other.len(), 3, "{other:?}");
+        assert!(!other.contains(&GrantRef(0)), "{other:?}");
+        fake.peer_unmaps(refs[1]);
+        assert!(book.recall(0).unwrap().is_some() && book.recall(1).unwrap().is_some());
+        assert_eq!(book.free(), 3);
+    }
+}
+
+#[test]
 #[cfg_attr(miri, ignore = "what is held for ever is a leak")]
 fn book_that_ends_holds_what_is_mapped_and_gives_the_rest_back() {
     for count in [2, 40, 64, 65] {

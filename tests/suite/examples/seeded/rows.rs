@@ -301,6 +301,18 @@ pub(crate) const ROWS: &[Row] = &[
         test: test("hypercall", "claims", "windows::every_subset_of_failures_unwinds_exactly"),
     },
     Row {
+        class: "resource exhaustion (XSA-300, 392)",
+        bug: "references that nobody lends are counted and not found: the toolstack's are taken instead",
+        file: "hypercall/src/grant/book.rs",
+        from: "            && !self.provide(place, count - 1)\n        {\n            return Err(buffer);\n        }\n",
+        to: "        {\n            self.places.iter_mut().for_each(|place| place.shared |= place.buffer.is_some());\n            let _ = self.provide(place, count - 1);\n        }\n",
+        test: test(
+            "hypercall",
+            "claims",
+            "book::reference_of_a_place_that_shares_nothing_just_now_is_there_for_others",
+        ),
+    },
+    Row {
         class: "contiguity (XSA-229)",
         bug: "pages are taken for neighbours",
         file: "hypercall/src/grant/map.rs",
