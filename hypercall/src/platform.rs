@@ -72,7 +72,7 @@ pub unsafe trait Platform: Hypervisor + Clone {
     fn gfn_of(&self, va: NonNull<u8>) -> Gfn;
 
     /// Returns where the memory that the hypervisor mapped at `va` is seen: at `va`, on every machine with an MMU. Only a
-    /// mock without one (under Miri) answers otherwise.
+    /// mock without one (under Miri) answers otherwise. `va` need not be where a page begins.
     fn mapped(&self, va: NonNull<u8>) -> NonNull<u8> {
         va
     }

@@ -39,15 +39,18 @@ impl List {
         self.first == NONE
     }
 
-    /// Appends a number. Returns the one whose link has to lead to it, if there is one.
-    pub(super) const fn append(&mut self, number: u16) -> Option<u16> {
-        let before = self.last;
-        self.last = number;
-        if before == NONE {
-            self.first = number;
-            return None;
-        }
-        Some(before)
+    /// The list of one number.
+    pub(super) const fn of(number: u16) -> Self {
+        Self { first: number, last: number }
+    }
+
+    /// Appends a list, which has something on it. `link` returns the link behind a number, or `None` for that of nothing. Returns the
+    /// number behind which it was appended, or [`NONE`].
+    #[inline(always)]
+    pub(super) fn append<'a>(&'a mut self, other: Self, link: impl FnOnce(usize) -> Option<&'a mut u16>) -> u16 {
+        let before = core::mem::replace(&mut self.last, other.last);
+        *link(before.into()).unwrap_or(&mut self.first) = other.first;
+        before
     }
 }
 
@@ -185,11 +188,7 @@ impl<P: Platform> Pages<P> {
         let page = &mut self.pages[usize::from(index)];
         (page.first, page.last) = sectors;
         (page.next, page.busy) = (NONE, true);
-        let before = core::mem::replace(&mut request.last, index);
-        match self.pages.get_mut(usize::from(before)) {
-            Some(before) => before.next = index,
-            None => request.first = index,
-        }
+        request.append(List::of(index), |before| Some(&mut self.pages.get_mut(before)?.next));
         true
     }
 
@@ -232,11 +231,7 @@ impl<P: Platform> Pages<P> {
         self.free = page.next;
         self.free_count -= 1;
         (page.gref, page.hold, page.link) = (gref, hold, NONE);
-        let before = core::mem::replace(&mut self.new.last, index);
-        match self.pages.get_mut(usize::from(before)) {
-            Some(before) => before.link = index,
-            None => self.new.first = index,
-        }
+        self.new.append(List::of(index), |before| Some(&mut self.pages.get_mut(before)?.link));
         Some(index)
     }
 
@@ -414,16 +409,12 @@ impl<P: Platform> Pages<P> {
         if list.is_empty() {
             return;
         }
-        let before = core::mem::replace(&mut self.over.last, list.last);
-        match self.pages.get_mut(usize::from(before)) {
-            Some(before) => before.next = list.first,
-            None => self.over.first = list.first,
-        }
+        self.over.append(list, |before| Some(&mut self.pages.get_mut(before)?.next));
     }
 
     fn end_one(&mut self, index: u16) {
         self.pages[usize::from(index)].next = NONE;
-        self.end(List { first: index, last: index });
+        self.end(List::of(index));
     }
 
     /// Puts an unmapped page on the list of free ones.
@@ -433,12 +424,9 @@ impl<P: Platform> Pages<P> {
     }
 
     fn link_idle(&mut self, index: u16) {
-        let before = self.idle.append(index);
-        let page = &mut self.pages[usize::from(index)];
-        (page.link, page.before) = (NONE, before.unwrap_or(NONE));
-        if let Some(before) = before {
-            self.pages[usize::from(before)].link = index;
-        }
+        self.pages[usize::from(index)].link = NONE;
+        let before = self.idle.append(List::of(index), |before| Some(&mut self.pages.get_mut(before)?.link));
+        self.pages[usize::from(index)].before = before;
     }
 
     fn unlink_idle(&mut self, index: u16) {

@@ -52,9 +52,5 @@ impl Slot {
 /// Appends a slot to a list.
 pub(super) fn push(slots: &mut [Slot], list: &mut List, index: u16) {
     slots[usize::from(index)].link = NONE;
-    let before = core::mem::replace(&mut list.last, index);
-    match slots.get_mut(usize::from(before)) {
-        Some(before) => before.link = index,
-        None => list.first = index,
-    }
+    list.append(List::of(index), |before| Some(&mut slots.get_mut(before)?.link));
 }

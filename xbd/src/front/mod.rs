@@ -66,10 +66,10 @@ pub enum Change {
     Resized(Disk),
     /// The back end wants to go: the owner stops using the disk and calls [`Front::close`].
     CloseWanted,
-    /// The back end is gone, and waited for, as [`Config::reconnect`] wants it, or the domain has come back from a suspend: no queue takes I/Os until it is
-    /// [`Connected`](Self::Connected) again. What is in flight is sent again then, in its order, and completes once. An I/O that the
-    /// disk doesn't take then completes with [`IoError::Refused`]. What the owner wants of the queues it asks anew: how many there
-    /// are, their ports, their limits.
+    /// The back end is gone, and waited for, as [`Config::reconnect`] wants it, or the domain has come back from a suspend: no queue takes
+    /// I/Os until it is [`Connected`](Self::Connected) again. What is in flight is sent again then, in its order, and completes once. An
+    /// I/O that the disk doesn't take then completes with [`IoError::Refused`]. What the owner wants of the queues it asks anew: how many
+    /// there are, their ports, their limits.
     Reconnecting,
     /// The disk is gone, and nothing of it is held any more: the owner drops it.
     Closed,
@@ -495,7 +495,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
             return Ok(change);
         }
         for queue in &mut self.saved {
-            // By insertion: they are nearly in order, and a sort is 6 KB of code.
+            // By insertion: there are no more than slots in a ring, and a sort is 6 KB of code.
             for end in 1..queue.len() {
                 let mut at = end;
                 while at > 0 && queue[at - 1].sequence > queue[at].sequence {
