@@ -121,7 +121,7 @@ pub(crate) async fn find_device<P: Platform>(
 pub(crate) type OwnStore<P> = xenbus::store::XenStore<P, hypercall::event::EventChannels<P>>;
 
 /// What goes through a queue: a number to know it by, and the data.
-type Io<P> = (u64, Option<PageBuf<P>>);
+pub type Io<P> = (u64, Option<PageBuf<P>>);
 
 /// A disk that a program uses.
 pub struct Client<P: Platform> {
@@ -197,6 +197,11 @@ impl<P: Platform> Client<P> {
     /// Returns how many queues there are.
     pub const fn queues(&self) -> usize {
         self.front.queues()
+    }
+
+    /// Tells whether the disk takes I/Os.
+    pub const fn is_connected(&self) -> bool {
+        self.connected
     }
 
     /// Tells whether the other end wants to go.
@@ -349,7 +354,10 @@ impl<P: Platform> Client<P> {
     }
 
     /// Shows all queues' requests, and takes what they have finished.
-    fn poll(&mut self, mut done: impl FnMut(Completion<Io<P>>)) -> Result<Progress, Failure> {
+    ///
+    /// # Errors
+    /// [`Failure`] if the other end breaks the protocol.
+    pub fn poll(&mut self, mut done: impl FnMut(Completion<Io<P>>)) -> Result<Progress, Failure> {
         self.resume()?;
         let node = self.node.clone();
         let (mut in_flight, mut any) = (0, !self.returned.is_empty());
@@ -370,7 +378,11 @@ impl<P: Platform> Client<P> {
         })
     }
 
-    fn queue(&mut self, index: usize) -> Result<&mut Queue<Own<P>, Io<P>>, Failure> {
+    /// Returns a queue.
+    ///
+    /// # Errors
+    /// [`Failure`] if there is no such queue, as there is none while the next back end is waited for.
+    pub fn queue(&mut self, index: usize) -> Result<&mut Queue<Own<P>, Io<P>>, Failure> {
         self.front.queue(index).ok_or_else(|| Failure::new("the disk has no such queue"))
     }
 
@@ -478,8 +490,8 @@ impl<P: Platform> Client<P> {
 }
 
 /// What looking at the queues has brought.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Progress {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
     /// Nothing was in flight.
     Idle,
     /// Nothing yet.

@@ -12,13 +12,12 @@ use alloc::vec::Vec;
 
 use hypercall::Platform;
 use hypercall::mem::{PAGE_SIZE, PageBuf};
-use sha2::{Digest, Sha256};
-use suite::block::{XVDA, hex};
+use suite::block::{Client, Io, XVDA, hex};
 use suite::exec::{Program, run as run_programs};
-use suite::node::{Node, Own};
+use suite::node::Node;
 use suite::{Context, Failure, ensure};
 use xbd::SECTOR;
-use xbd::front::{Change, Completion, Config, Front, Queue, Returned, SubmitError};
+use xbd::front::{Completion, Config, Returned, SubmitError};
 use xbd::protocol::Operation;
 use xenbus::domain::Services;
 
@@ -60,10 +59,10 @@ async fn live(node: &Node<Bare>) -> Result<(), Failure> {
     let mut last_said = Bare.now_ns();
     loop {
         let seen = node.happened();
-        let mut again = false;
         for disk in &mut disks {
-            again |= disk.work()?;
+            disk.work()?;
         }
+        let mut again = false;
         match administrator.asked()?.as_deref() {
             None => {}
             Some("suspend") => {
@@ -80,16 +79,16 @@ async fn live(node: &Node<Bare>) -> Result<(), Failure> {
             last_said = now;
             println!("xenlab: busy, {} blocks read as written", disks.iter().map(|disk| disk.verified).sum::<u64>());
         }
-        if again {
-            node.pause().await;
-        } else if node.happened() == seen {
+        if !again && node.happened() == seen {
             node.turn().await;
+        } else {
+            node.pause().await;
         }
     }
-    for mut disk in disks {
-        let sum = disk.sha256().await?;
-        println!("xenlab: {} rounds {} sha256 {}", disk.name, disk.steps[0] / 2, hex(&sum));
-        disk.close().await?;
+    for Disk { name, mut client, steps, .. } in disks {
+        let sum = client.sha256().await.context(name)?;
+        println!("xenlab: {name} rounds {} sha256 {}", steps[0] / 2, hex(&sum));
+        client.close().await.context(name)?;
     }
     let stats = node.own().grants.stats();
     let clean = stats.leaked_refs == 0 && stats.leaked_pages == 0 && stats.quarantined_refs == 0;
@@ -116,8 +115,8 @@ fn be_saved(node: &Node<Bare>, disks: &mut [Disk]) -> Result<(), Failure> {
     store.reconnect(start_info().store_evtchn).context("reconnect the store")?;
     let mut again = Vec::new();
     for (disk, count) in disks.iter_mut().zip(&counts) {
-        disk.front.resume(|completion| disk.finished.push(completion)).context(disk.name)?;
-        // What the old back end had answered is over.
+        // It sees that the domain has come back. What the old back end had answered is over.
+        disk.poll()?;
         again.push(count - disk.finished.len());
     }
     println!("xenlab: resumed restored, in flight{}, sent again{}", words(&counts), words(&again));
@@ -128,14 +127,11 @@ fn words(counts: &[usize]) -> String {
     counts.iter().map(|count| format!(" {count}")).collect()
 }
 
-/// What is in flight: a block of the area, or the sector of another read, and the data.
-type Io = (usize, Option<PageBuf<Bare>>);
-
-/// A disk, and what is done to it.
+/// A disk, and what is done to it. An I/O has the number of its block.
 struct Disk {
     node: Node<Bare>,
     name: &'static str,
-    front: Front<Own<Bare>, Io>,
+    client: Client<Bare>,
     /// First sector of the area.
     area: u64,
     /// Steps that each block has done: an even one is a write, and an odd one a read of what that wrote.
@@ -145,7 +141,7 @@ struct Disk {
     /// The step before which each block stops.
     end: u32,
     spare: Vec<PageBuf<Bare>>,
-    finished: Vec<Completion<Io>>,
+    finished: Vec<Completion<Io<Bare>>>,
     /// How many blocks were read, and held what was written.
     verified: u64,
 }
@@ -154,18 +150,8 @@ impl Disk {
     /// Attaches a disk that the toolstack has made.
     async fn attach(node: &Node<Bare>, name: &'static str, number: u32, persistent: bool) -> Result<Self, Failure> {
         let config = Config { persistent, ..Config::default() };
-        let mut front = Front::new(node.own(), &format!("device/vbd/{number}"), config).context(name)?;
-        let sectors = loop {
-            let seen = node.happened();
-            if front.device().changed()
-                && let Change::Connected(disk) = front.step(drop).context(name)?
-            {
-                break disk.sectors;
-            }
-            if node.happened() == seen {
-                node.turn().await;
-            }
-        };
+        let client = Client::attach_with(node, number, config).await.context(name)?;
+        let sectors = client.disk().sectors;
         let area = sectors.checked_sub(BLOCKS as u64 * BLOCK_SECTORS);
         let area = area.ok_or_else(|| Failure(format!("{name} has {sectors} sectors only")))?;
         // All that the data path needs is made before.
@@ -176,7 +162,7 @@ impl Disk {
         Ok(Self {
             node: node.clone(),
             name,
-            front,
+            client,
             area,
             steps: alloc::vec![0; BLOCKS],
             idle: (0..BLOCKS).collect(),
@@ -187,15 +173,16 @@ impl Disk {
         })
     }
 
-    /// Does what there is to do now, and leaves as much in flight as the disk takes. Returns whether there is more to be done soon, though
-    /// nothing will tell of it.
-    fn work(&mut self) -> Result<bool, Failure> {
-        self.follow()?;
+    /// Does what there is to do now, and leaves as much in flight as the disk takes.
+    fn work(&mut self) -> Result<(), Failure> {
+        self.client.follow().context(self.name)?;
+        ensure(!self.client.close_wanted(), format_args!("{}: the back end goes", self.name))?;
         self.poll()?;
         for Completion { buffer, result } in self.finished.drain(..) {
             let (Returned::Whole((block, Some(buffer))), Ok(())) = (buffer, result) else {
                 return Err(Failure(format!("{}: {result:?}", self.name)));
             };
+            let block = block as usize;
             let step = self.steps[block];
             if !step.is_multiple_of(2) {
                 check(self.name, block, step / 2, &buffer)?;
@@ -204,6 +191,9 @@ impl Disk {
             self.steps[block] = step + 1;
             self.idle.push_back(block);
             self.spare.push(buffer);
+        }
+        if !self.client.is_connected() {
+            return Ok(());
         }
         for _ in 0..self.idle.len() {
             let Some(block) = self.idle.pop_front() else { break };
@@ -215,10 +205,9 @@ impl Disk {
                 break;
             }
         }
-        if let Some(queue) = self.front.queue(0) {
-            self.node.metered(|| queue.push());
-        }
-        Ok(self.front.is_waiting())
+        let queue = self.client.queue(0)?;
+        self.node.metered(|| queue.push());
+        Ok(())
     }
 
     /// Begins a step of a block; `false` if the disk doesn't take it now.
@@ -228,18 +217,11 @@ impl Disk {
         if operation == Operation::Write {
             fill(block, step / 2, &buffer);
         }
-        self.submit(operation, self.area + block as u64 * BLOCK_SECTORS, (block, Some(buffer)))
-    }
-
-    /// Starts an I/O; `false` if the disk doesn't take it now.
-    fn submit(&mut self, operation: Operation, sector: u64, io: Io) -> Result<bool, Failure> {
-        let Some(queue) = self.front.queue(0) else {
-            self.spare.extend(io.1);
-            return Ok(false);
-        };
-        match self.node.metered(|| queue.submit(operation, sector, io)) {
+        let sector = self.area + block as u64 * BLOCK_SECTORS;
+        let queue = self.client.queue(0)?;
+        match self.node.metered(|| queue.submit(operation, sector, (block as u64, Some(buffer)))) {
             Ok(()) => Ok(true),
-            Err((SubmitError::Full | SubmitError::NotConnected, (_, buffer))) => {
+            Err((SubmitError::Full, (_, buffer))) => {
                 self.spare.extend(buffer);
                 Ok(false)
             }
@@ -247,28 +229,14 @@ impl Disk {
         }
     }
 
-    /// Takes what the other end has finished.
+    /// Shows what was asked for, and takes what the other end has finished.
     fn poll(&mut self) -> Result<(), Failure> {
-        let Some(queue) = self.front.queue(0) else { return Ok(()) };
-        if self.node.take(Some(queue.port())) {
-            self.node.metered(|| queue.poll(|completion| self.finished.push(completion))).context(self.name)?;
-        }
+        self.client.poll(|completion| self.finished.push(completion)).context(self.name)?;
         Ok(())
     }
 
-    /// Goes along with the other end. Nothing may be lost by that.
-    fn follow(&mut self) -> Result<(), Failure> {
-        if !self.front.device().changed() && !self.front.is_waiting() {
-            return Ok(());
-        }
-        match self.front.step(|completion| self.finished.push(completion)).context(self.name)? {
-            Change::CloseWanted | Change::Closed => Err(Failure(format!("{}: the back end goes", self.name))),
-            Change::None | Change::Connected(_) | Change::Resized(_) | Change::Reconnecting => Ok(()),
-        }
-    }
-
     fn in_flight(&mut self) -> usize {
-        self.front.queue(0).map_or(0, |queue| queue.in_flight() as usize)
+        self.client.queue(0).map_or(0, |queue| queue.in_flight() as usize)
     }
 
     /// Lets all blocks come to the end of the same round, that of the foremost: the step that it may be at just now still counts.
@@ -279,53 +247,6 @@ impl Disk {
     /// Tells whether all blocks are there.
     fn is_done(&self) -> bool {
         self.idle.len() == BLOCKS && self.steps.iter().all(|&step| step == self.end)
-    }
-
-    /// Returns the SHA-256 of the whole disk, which is idle.
-    async fn sha256(&mut self) -> Result<[u8; 32], Failure> {
-        let sectors = self.area + BLOCKS as u64 * BLOCK_SECTORS;
-        let mut hash = Sha256::new();
-        let mut at = 0;
-        while at < sectors {
-            let count = (sectors - at).min(BLOCK_SECTORS);
-            let buffer = PageBuf::new(&Bare, count as usize * SECTOR).context("buffer")?;
-            ensure(self.submit(Operation::Read, at, (0, Some(buffer)))?, "an idle disk takes no read")?;
-            self.front.queue(0).into_iter().for_each(Queue::push);
-            let done = loop {
-                let seen = self.node.happened();
-                self.poll()?;
-                if let Some(done) = self.finished.pop() {
-                    break done;
-                }
-                if self.node.happened() == seen {
-                    self.node.turn().await;
-                }
-            };
-            let (Returned::Whole((_, Some(buffer))), Ok(())) = (done.buffer, done.result) else {
-                return Err(Failure(format!("{}: read at {at}: {:?}", self.name, done.result)));
-            };
-            let mut bytes = alloc::vec![0; buffer.len()];
-            buffer.shared().read(0, &mut bytes);
-            hash.update(&bytes);
-            at += count;
-        }
-        Ok(hash.finalize().into())
-    }
-
-    /// Closes the disk, which is idle, and waits until nothing of it is held any more.
-    async fn close(mut self) -> Result<(), Failure> {
-        self.front.close().context(self.name)?;
-        loop {
-            let seen = self.node.happened();
-            // Asked even if the other end has not moved: closing goes on by itself.
-            self.front.device().changed();
-            if self.front.step(drop).context(self.name)? == Change::Closed {
-                return Ok(());
-            }
-            if self.node.happened() == seen {
-                self.node.turn().await;
-            }
-        }
     }
 }
 

@@ -3,14 +3,12 @@
 //! In the end dom0 reads each disk through a front end of its own.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::host::cpio::Archive;
 use crate::host::guest;
-use crate::host::linux::{Report, judge_end, judge_status, machine, said_in_dom0, watch};
+use crate::host::linux::{DomU, judge_job, machine, watch};
 use crate::host::qemu::Run;
 use crate::host::setup::Beds;
 
@@ -73,14 +71,10 @@ const AGAIN: &[&str] =
 pub(crate) fn run(timeout: u64, verbose: bool) -> Result<()> {
     let beds = Beds::find()?;
     let elf = guest::build()?;
-    let unfit = "the bed has no Linux domU; remove its folder and set up again";
-    let kernel = fs::read(beds.linux()).context(unfit)?;
-    let mut domu = Archive::new(fs::read(beds.domu()).context(unfit)?);
-    domu.file(b"init", 0o755, DOMU_INIT)?;
-    let domu = domu.finish()?;
+    let domu = DomU::new(&beds, DOMU_INIT)?;
     let mib = MIB.to_string();
-    let files = [("vmlinux", &*kernel), ("domu.cpio", &*domu), ("job.mib", mib.as_bytes())];
-    let machine = machine(&beds, 1, elf, JOB, timeout, &files)?;
+    let files = [&domu.files()[..], &[("job.mib", mib.as_bytes())]].concat();
+    let machine = machine(&beds, 2, 1, elf, JOB, timeout, &files)?;
     let started = Instant::now();
     let run = watch(machine, timeout, verbose, DOMAINS)?;
     let served = judge(&run, timeout)?;
@@ -100,13 +94,7 @@ type Served<'a> = BTreeMap<&'a str, u64>;
 
 /// Turns a machine's end and what it said into the result of the run: what was done for each disk.
 fn judge(run: &Run, timeout: u64) -> Result<BTreeMap<&'static str, Served<'_>>> {
-    judge_end(run, timeout)?;
-    let report = Report::read(&run.lines);
-    let last = said_in_dom0(&run.lines);
-    for (key, done) in STEPS {
-        ensure!(report.dom0(key) == Some("ok"), "the job stopped before this: {done}; last lines:\n{last}");
-    }
-    judge_status(&report, &last)?;
+    judge_job(run, timeout, STEPS)?;
     let mut told: BTreeMap<_, Vec<&str>> = BTreeMap::new();
     for line in &run.lines {
         if let Some((domain, line)) = line.split_once(": xenlab: ")

@@ -33,9 +33,9 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Bench {
     /// A request through the message ring, beside the C macros of Xen's headers and virtio
-    Ring(bench::ring::Args),
+    Ring(bench::Args),
     /// A request through the two ends of a disk, beside the figures of other systems' drivers
-    Block(bench::block::Args),
+    Block(bench::Args),
     /// A block request on real Xen, beside Linux's front end
     Xen(bench::xen::Args),
 }

@@ -4,7 +4,7 @@
 //! dom0 lives in memory: QEMU loads its tree as an initramfs, to which each run adds the first process, the job, and the
 //! guest's ELF. What dom0 and the guest say goes out by the serial console, and is judged here.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,7 +20,10 @@ use crate::host::setup::Beds;
 use crate::host::{block, crash, guest, save, ways};
 
 const INIT: &[u8] = include_bytes!("../../dom0/init");
+const COMMON: &[u8] = include_bytes!("../../dom0/common");
 const DISK_JOB: &[u8] = include_bytes!("../../dom0/disk-job");
+
+const UNFIT: &str = "the bed is incomplete; remove its folder and set up again";
 
 /// What the guest writes at the end of the disk: 64-bit words, the tag above the word's index.
 const PATTERN_BYTES: usize = 1 << 20;
@@ -105,7 +108,7 @@ fn run_disk(args: &Args, image: &Path) -> Result<()> {
 
     let bytes = ways::BYTES.to_string();
     // As many queues as Linux has processors.
-    let mut machine = machine(&beds, 2, elf, DISK_JOB, args.timeout, &[("job.bytes", bytes.as_bytes())])?;
+    let mut machine = machine(&beds, 2, 2, elf, DISK_JOB, args.timeout, &[("job.bytes", bytes.as_bytes())])?;
     machine.disk(image);
     let started = Instant::now();
     let run = watch(machine, args.timeout, args.verbose, &["guest"])?;
@@ -135,12 +138,13 @@ pub(crate) fn watch(machine: Machine, timeout: u64, verbose: bool, domains: &[&s
     Ok(run)
 }
 
-/// Returns the machine whose dom0 has so many processors, runs `job` with the guest, and has these `files` at its root.
+/// Returns a machine of `cpus` processors whose dom0 has `vcpus` of them, runs `job` with the guest, and has these `files` at its root.
 ///
 /// # Errors
 /// The bed is incomplete, or there is no room for dom0's initrd.
 pub(crate) fn machine(
     beds: &Beds,
+    cpus: u32,
     vcpus: u32,
     elf: File,
     job: &[u8],
@@ -148,10 +152,34 @@ pub(crate) fn machine(
     files: &[(&str, &[u8])],
 ) -> Result<Machine> {
     let options = format!("dom0_mem=1536M,max:1536M dom0_max_vcpus={vcpus} guest_loglvl=all");
-    let mut machine = Machine::new(beds, 2, &options);
-    let kernel = File::open(beds.linux()).context("the bed has no Linux; remove its folder and set up again")?;
+    let mut machine = Machine::new(beds, cpus, &options);
+    let kernel = File::open(beds.linux()).context(UNFIT)?;
     machine.boot(kernel, "console=hvc0 quiet", Some(initrd(beds, elf, job, timeout, files)?));
     Ok(machine)
+}
+
+/// A Linux domU, as `xl` in dom0 is given it.
+pub(crate) struct DomU {
+    kernel: Vec<u8>,
+    initrd: Vec<u8>,
+}
+
+impl DomU {
+    /// Makes one whose first process is `init`.
+    ///
+    /// # Errors
+    /// The bed is incomplete.
+    pub(crate) fn new(beds: &Beds, init: &[u8]) -> Result<Self> {
+        let kernel = fs::read(beds.linux()).context(UNFIT)?;
+        let mut initrd = Archive::new(fs::read(beds.domu()).context(UNFIT)?);
+        initrd.file(b"init", 0o755, init)?;
+        Ok(Self { kernel, initrd: initrd.finish()? })
+    }
+
+    /// Returns its files and the names under which the jobs look for them.
+    pub(crate) fn files(&self) -> [(&'static str, &[u8]); 2] {
+        [("vmlinux", &self.kernel), ("domu.cpio", &self.initrd)]
+    }
 }
 
 /// Opens a disk image for reading.
@@ -206,17 +234,15 @@ pub(crate) fn hex(hash: Sha256) -> String {
 }
 
 /// Puts dom0's tree and this run's own files together. The file has no name, so that nothing is left of it.
-///
-/// # Errors
-/// The bed is incomplete, or there is no room.
-pub(crate) fn initrd(beds: &Beds, mut elf: File, job: &[u8], timeout: u64, files: &[(&str, &[u8])]) -> Result<File> {
+fn initrd(beds: &Beds, mut elf: File, job: &[u8], timeout: u64, files: &[(&str, &[u8])]) -> Result<File> {
     let mut initrd = tempfile::tempfile().context("no temporary file for dom0's initrd")?;
-    let mut tree = File::open(beds.dom0()).context("the bed has no dom0; remove its folder and set up again")?;
+    let mut tree = File::open(beds.dom0()).context(UNFIT)?;
     io::copy(&mut tree, &mut initrd).context("no room for dom0's initrd in the temporary folder")?;
     let mut program = Vec::new();
     elf.read_to_end(&mut program)?;
     let mut archive = Archive::new(initrd);
     archive.file(b"init", 0o755, INIT)?;
+    archive.file(b"common", 0o644, COMMON)?;
     archive.file(b"job", 0o755, job)?;
     // dom0 gives up before this program does: it can tell more.
     archive.file(b"job.seconds", 0o644, (timeout * 2 / 3).to_string().as_bytes())?;
@@ -231,7 +257,7 @@ pub(crate) fn initrd(beds: &Beds, mut elf: File, job: &[u8], timeout: u64, files
 }
 
 impl<'a> Report<'a> {
-    pub(crate) fn read(lines: &'a [String]) -> Self {
+    fn read(lines: &'a [String]) -> Self {
         let mut report = Self::default();
         for line in lines {
             if let Some(told) = line.strip_prefix("xenlab-dom0: ") {
@@ -286,27 +312,26 @@ pub(crate) fn said_in_dom0(lines: &[String]) -> String {
 
 /// Turns a machine's end and what it said into the result of the run; returns what there is to tell of it.
 fn judge(run: &Run, expected: &Expected, timeout: u64) -> Result<Vec<String>> {
-    judge_end(run, timeout)?;
-    let report = Report::read(&run.lines);
-    let last = said_in_dom0(&run.lines);
-    for (key, done) in STEPS {
-        ensure!(report.dom0(key).is_some(), "the job stopped before this: {done}; last lines:\n{last}");
-    }
-    judge_status(&report, &last)?;
-    report.compare(expected)?;
+    judge_job(run, timeout, STEPS)?.compare(expected)?;
     ways::judge(&run.lines)
 }
 
-/// Turns the end of a machine, whose job has no more to tell than that it went well, into the result of the run.
+/// Turns the end of a machine, and which of its job's `steps` were told by their words, into a report of the rest.
 ///
 /// # Errors
-/// Something crashed, the job or QEMU failed, or it lasted too long.
-pub(crate) fn judge_job(run: &Run, timeout: u64) -> Result<()> {
+/// Something crashed, the job or QEMU failed, a step is missing, or it lasted too long.
+pub(crate) fn judge_job<'a>(run: &'a Run, timeout: u64, steps: &[(&str, &str)]) -> Result<Report<'a>> {
     judge_end(run, timeout)?;
-    judge_status(&Report::read(&run.lines), &said_in_dom0(&run.lines))
+    let report = Report::read(&run.lines);
+    let last = said_in_dom0(&run.lines);
+    for (key, done) in steps {
+        ensure!(report.dom0(key).is_some(), "the job stopped before this: {done}; last lines:\n{last}");
+    }
+    ensure!(report.dom0("status") == Some("0"), "the job in dom0 did not end well; last lines:\n{last}");
+    Ok(report)
 }
 
-pub(crate) fn judge_end(run: &Run, timeout: u64) -> Result<()> {
+fn judge_end(run: &Run, timeout: u64) -> Result<()> {
     if let Some(report) = crash::report(&run.lines) {
         bail!("crash:\n{report}");
     }
@@ -319,11 +344,6 @@ pub(crate) fn judge_end(run: &Run, timeout: u64) -> Result<()> {
         End::Dead => bail!("Xen or dom0 crashed; last lines:\n{last}"),
         End::TimedOut => bail!("the job is not done after {timeout} s; last lines:\n{last}"),
     }
-    Ok(())
-}
-
-pub(crate) fn judge_status(report: &Report<'_>, last: &str) -> Result<()> {
-    ensure!(report.dom0("status") == Some("0"), "the job in dom0 did not end well; last lines:\n{last}");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use suite::scenarios::noise;
 
 use crate::host::guest;
-use crate::host::linux::{Report, judge_end, judge_status, machine, said_in_dom0, watch};
+use crate::host::linux::{judge_job, machine, watch};
 use crate::host::qemu::Run;
 use crate::host::setup::Beds;
 
@@ -48,7 +48,7 @@ pub(crate) fn run(timeout: u64, verbose: bool) -> Result<()> {
     let elf = guest::build()?;
     let disks = DISKS.map(|(name, seed)| (name, noise(seed, BYTES)));
     let [(_, first), (_, second)] = &disks;
-    let mut machine = machine(&beds, 1, elf, JOB, timeout, &[("disk.b", second)])?;
+    let mut machine = machine(&beds, 2, 1, elf, JOB, timeout, &[("disk.b", second)])?;
     machine.disk(file(first)?);
     let started = Instant::now();
     let run = watch(machine, timeout, verbose, &["guest"])?;
@@ -73,13 +73,7 @@ fn file(bytes: &[u8]) -> Result<File> {
 
 /// Turns a machine's end and what it said into the result of the run, on disks that held these bytes, with areas of so many.
 fn judge(run: &Run, disks: &[(&str, Vec<u8>)], area: usize, timeout: u64) -> Result<()> {
-    judge_end(run, timeout)?;
-    let report = Report::read(&run.lines);
-    let last = said_in_dom0(&run.lines);
-    for (key, done) in STEPS {
-        ensure!(report.dom0(key) == Some("ok"), "the job stopped before this: {done}; last lines:\n{last}");
-    }
-    judge_status(&report, &last)?;
+    let report = judge_job(run, timeout, STEPS)?;
     let resumed: Vec<_> = told(&run.lines, "resumed ").collect();
     let how: Vec<_> = resumed.iter().filter_map(|line| line.split(", ").next()).collect();
     ensure!(how == RESUMED, "the guest was resumed {how:?}, but {RESUMED:?} was expected");

@@ -75,7 +75,7 @@ impl Way {
             from.get(what).and_then(|count| count.parse().ok()).with_context(|| format!("{disk}: no number {what}"))
         };
         let queues = count(&offered, "multi-queue-max-queues")?.min(2);
-        let by_linux = [("rd_req"), ("wr_req"), ("f_req"), ("ds_req")].map(|what| count(&served, what));
+        let by_linux = ["rd_req", "wr_req", "f_req", "ds_req"].map(|what| count(&served, what));
         let by_linux = by_linux.into_iter().sum::<Result<u64>>()?;
         let copied = count(&used, "copied")?;
         let claims = [

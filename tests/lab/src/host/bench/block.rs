@@ -1,41 +1,31 @@
 //! The two ends of a disk, beside what others' drivers take for the same.
 
-use std::path::PathBuf;
-
 use anyhow::{Result, bail};
 use benches::count::Counted;
 use benches::rivals::BATCHES;
 use benches::{baseline, block, count};
 
-use crate::host::bench::plot;
-use crate::host::bench::ring::spinner;
-
-/// Counts the instructions of a request through the two ends of a disk, hypercalls left out
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// Draws the table as an SVG file
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
-    /// Fails if a count has risen by more than 2 % (and with `XEN_BENCH_REQUIRED` set, if valgrind or the bare target is missing)
-    #[arg(long)]
-    check: bool,
-    /// Writes the counts as the new baseline
-    #[arg(long, conflicts_with = "check")]
-    write_baseline: bool,
-    /// What is counted, when this program runs itself under valgrind
-    #[arg(long, value_name = "FOLDER", hide = true)]
-    cases: Option<PathBuf>,
-}
+use crate::host::bench::plot::{self, Bars};
+use crate::host::bench::{Args, spinner};
 
 /// A line of the table.
-pub(super) struct Row {
-    pub(super) title: &'static str,
+struct Row {
+    title: &'static str,
     /// At batches 1, 8 and 32.
-    pub(super) values: [f64; 3],
+    values: [f64; 3],
     /// What is aimed at, at batch 32.
-    pub(super) goal: Option<f64>,
+    goal: Option<f64>,
     /// Others' figures, which were measured once and don't change: docs/performance.md tells how.
-    pub(super) others: &'static [(&'static str, f64)],
+    others: &'static [(&'static str, f64)],
+}
+
+impl Row {
+    fn bars(&self) -> Bars<'_> {
+        let mut bars: Vec<_> = ["batch 1", "batch 8", "batch 32"].into_iter().zip(self.values).collect();
+        bars.extend(self.goal.map(|goal| ("goal", goal)));
+        bars.extend(self.others);
+        Bars { title: self.title.trim(), bars }
+    }
 }
 
 const FRONTS: &[(&str, f64)] = &[("Mini-OS", 248.0), ("Linux", 1125.0)];
@@ -61,7 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     print_rows(&rows);
     print_calls(&counts);
     if let Some(path) = &args.svg {
-        plot::draw_rows(path, &rows)?;
+        plot::draw_groups(path, "instructions a read of 4 KiB", &rows.iter().map(Row::bars).collect::<Vec<_>>())?;
         println!("drawn in {}", path.display());
     }
     let plain = || counts.iter().map(|counted| &counted.count).filter(|count| count.rival != "copy");

@@ -1,8 +1,6 @@
 //! The message rings, beside C's and virtio's.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use benches::count::Count;
@@ -11,25 +9,7 @@ use benches::time::Time;
 use benches::{baseline, count, rivals, time};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::host::bench::plot;
-
-/// Counts the instructions of a request through the ring, and compares its time
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// Draws the table as an SVG file
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
-    /// Counts only, and fails if a count of ours has risen by more than 2 % (and with `XEN_BENCH_REQUIRED` set, if something
-    /// that is needed is missing here)
-    #[arg(long)]
-    check: bool,
-    /// Counts only, and writes the counts of ours as the new baseline
-    #[arg(long, conflicts_with = "check")]
-    write_baseline: bool,
-    /// What is counted, when this program runs itself under valgrind
-    #[arg(long, value_name = "FOLDER", hide = true)]
-    cases: Option<PathBuf>,
-}
+use crate::host::bench::{Args, plot, spinner};
 
 /// What each case is called.
 const TITLES: [&str; 4] = ["block, 1 segment", "block, 11 segments", "net transmit", "net receive"];
@@ -94,12 +74,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("drawn in {}", path.display());
     }
     Ok(())
-}
-
-pub(super) fn spinner(message: &'static str) -> ProgressBar {
-    let spinner = ProgressBar::new_spinner().with_message(message);
-    spinner.enable_steady_tick(Duration::from_millis(200));
-    spinner
 }
 
 /// Prints one value a case: a line for each rival and shape, a column for each batch.

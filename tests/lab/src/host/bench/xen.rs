@@ -3,17 +3,15 @@
 //! QEMU counts instructions as time here, so that the processor time by which Xen charges a domain is what the domain, and Xen on its
 //! behalf, has executed, whatever else the host does.
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::host::bench::plot;
-use crate::host::cpio::Archive;
+use crate::host::bench::plot::{self, Bars};
 use crate::host::guest;
-use crate::host::linux::{initrd, judge_job, said_in_dom0, watch};
-use crate::host::qemu::{Machine, Run};
+use crate::host::linux::{DomU, judge_job, machine, said_in_dom0, watch};
+use crate::host::qemu::Run;
 use crate::host::setup::Beds;
 
 const JOB: &[u8] = include_bytes!("../../../dom0/bench-job");
@@ -69,31 +67,22 @@ struct Table {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let beds = Beds::find()?;
     let elf = guest::build()?;
-    let unfit = "the bed has no Linux domU; remove its folder and set up again";
-    let mut domu = Archive::new(fs::read(beds.domu()).context(unfit)?);
-    domu.file(b"init", 0o755, DOMU_INIT)?;
-    let domu = domu.finish()?;
+    let domu = DomU::new(&beds, DOMU_INIT)?;
     let requests = args.passes * PASS;
     let numbers = [args.passes, requests, MIB].map(|number| number.to_string());
-    let files = [
-        ("vmlinuz", &*fs::read(beds.linux()).context(unfit)?),
-        ("domu.cpio", &*domu),
-        ("job.passes", numbers[0].as_bytes()),
-        ("job.requests", numbers[1].as_bytes()),
-        ("job.mib", numbers[2].as_bytes()),
-    ];
+    let [passes, count, mib] = numbers.each_ref().map(|number| number.as_bytes());
+    let files = [&domu.files()[..], &[("job.passes", passes), ("job.requests", count), ("job.mib", mib)]].concat();
     // One processor: what is instructions is time for all of the machine, and only one may have it.
-    let mut machine = Machine::new(&beds, 1, "dom0_mem=1536M,max:1536M dom0_max_vcpus=1 guest_loglvl=all");
+    let mut machine = machine(&beds, 1, 1, elf, JOB, args.timeout, &files)?;
     machine.count(SHIFT);
-    let kernel = fs::File::open(beds.linux()).context(unfit)?;
-    machine.boot(kernel, "console=hvc0 quiet", Some(initrd(&beds, elf, JOB, args.timeout, &files)?));
     let started = Instant::now();
     let run = watch(machine, args.timeout, args.verbose, &["mapped", "persistent", "linux"])?;
-    judge_job(&run, args.timeout)?;
+    judge_job(&run, args.timeout, &[])?;
     let table = read(&run, requests)?;
     print(&table, requests);
     if let Some(path) = &args.svg {
-        plot::draw_bars(path, "instructions of a guest and of Xen for it, a request of 4 KiB", &bars(&table))?;
+        let bars = Bars { title: "guest and Xen", bars: bars(&table) };
+        plot::draw_groups(path, "instructions a read of 4 KiB on real Xen", &[bars])?;
         println!("drawn in {}", path.display());
     }
     println!("({:.1} s)", started.elapsed().as_secs_f64());
