@@ -302,10 +302,10 @@ pub(crate) const ROWS: &[Row] = &[
     },
     Row {
         class: "resource exhaustion (XSA-300, 392)",
-        bug: "references that nobody lends are counted and not found: the toolstack's are taken instead",
+        bug: "a reference that a place keeps is counted as free, and not found",
         file: "hypercall/src/grant/book.rs",
-        from: "            && !self.provide(place, count - 1)\n        {\n            return Err(buffer);\n        }\n",
-        to: "        {\n            self.places.iter_mut().for_each(|place| place.shared |= place.buffer.is_some());\n            let _ = self.provide(place, count - 1);\n        }\n",
+        from: "|other| other.own != NONE && !other.shared)",
+        to: "|other| other.own != NONE && other.buffer.is_none())",
         test: test(
             "hypercall",
             "claims",
