@@ -132,7 +132,7 @@ fn reference_of_a_place_that_shares_nothing_just_now_is_there_for_others() {
             assert!(book.recall(0).unwrap().is_some());
             lend(&fake, &mut book, 0, 0);
         }
-        let free = usize::from(book.free());
+        let free = book.free();
         assert_eq!(free, if held { 2 } else { 3 });
         let mut other = lend(&fake, &mut book, 1, free);
         assert!(other.iter().all(|gref| fake.entry(*gref).flags.load(SeqCst) & GTF_permit_access != 0));

@@ -44,13 +44,14 @@ impl List {
         Self { first: number, last: number }
     }
 
-    /// Appends a list, which has something on it. `link` returns the link behind a number, or `None` for that of nothing. Returns the
-    /// number behind which it was appended, or [`NONE`].
+    /// Appends a list, which has something on it. `link` returns the link behind a number, or `None` for that of nothing.
     #[inline(always)]
-    pub(super) fn append<'a>(&'a mut self, other: Self, link: impl FnOnce(usize) -> Option<&'a mut u16>) -> u16 {
+    pub(super) fn append<'a>(&'a mut self, other: Self, link: impl FnOnce(usize) -> Option<&'a mut u16>) {
         let before = core::mem::replace(&mut self.last, other.last);
-        *link(before.into()).unwrap_or(&mut self.first) = other.first;
-        before
+        match link(before.into()) {
+            Some(link) => *link = other.first,
+            None => self.first = other.first,
+        }
     }
 }
 
@@ -424,9 +425,9 @@ impl<P: Platform> Pages<P> {
     }
 
     fn link_idle(&mut self, index: u16) {
-        self.pages[usize::from(index)].link = NONE;
-        let before = self.idle.append(List::of(index), |before| Some(&mut self.pages.get_mut(before)?.link));
-        self.pages[usize::from(index)].before = before;
+        let page = &mut self.pages[usize::from(index)];
+        (page.link, page.before) = (NONE, self.idle.last);
+        self.idle.append(List::of(index), |before| Some(&mut self.pages.get_mut(before)?.link));
     }
 
     fn unlink_idle(&mut self, index: u16) {
