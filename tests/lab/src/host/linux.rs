@@ -1,5 +1,5 @@
 //! `xenlab xen linux`: Linux is dom0, and the guest a domU that `xl` makes, with a disk that Linux's block back end
-//! serves. About a minute. The other suites are other rooms': [`block`], [`save`].
+//! serves. Two minutes. The other suites are other rooms': [`block`], [`save`].
 //!
 //! dom0 lives in memory: QEMU loads its tree as an initramfs, to which each run adds the first process, the job, and the
 //! guest's ELF. What dom0 and the guest say goes out by the serial console, and is judged here.
