@@ -36,6 +36,7 @@ struct sysctllog {
 	struct sysctlnode	nodes[SYSCTLS];
 	int			count;
 };
+static kmutex_t sysctl_lock;		/* it, and the nodes of all */
 static struct sysctllog *sysctls;	/* the last disk's */
 
 void
@@ -43,6 +44,7 @@ host_boot(void)
 {
 
 	mutex_init(&kernel_lock, MUTEX_DEFAULT, IPL_NONE);
+	mutex_init(&sysctl_lock, MUTEX_DEFAULT, IPL_NONE);
 	port_nodes_init();
 	port_disks_init();
 }
@@ -356,6 +358,7 @@ sysctl_createv(struct sysctllog **log, int flags,
 
 	(void)flags, (void)cflags, (void)type, (void)about, (void)value;
 	(void)len, (void)parent;
+	mutex_enter(&sysctl_lock);
 	if (*log == NULL) {
 		*log = kmem_zalloc(sizeof(**log), KM_SLEEP);
 		sysctls = *log;
@@ -365,6 +368,7 @@ sysctl_createv(struct sysctllog **log, int flags,
 	node->sysctl_name = name;
 	node->sysctl_func = func;
 	node->sysctl_data = data;
+	mutex_exit(&sysctl_lock);
 	if (made != NULL)
 		*made = node;
 	return 0;
@@ -374,12 +378,13 @@ void
 sysctl_teardown(struct sysctllog **log)
 {
 
-	if (*log == NULL)
-		return;
+	mutex_enter(&sysctl_lock);
 	if (sysctls == *log)
 		sysctls = NULL;
-	kmem_free(*log, sizeof(**log));
+	if (*log != NULL)
+		kmem_free(*log, sizeof(**log));
 	*log = NULL;
+	mutex_exit(&sysctl_lock);
 }
 
 int
@@ -397,12 +402,15 @@ host_sysctl(const char *name, uint64_t *value)
 {
 	const struct sysctlnode *node;
 	size_t len = sizeof(*value);
+	bool found = false;
 	int i;
 
-	for (i = 0; sysctls != NULL && i < sysctls->count; i++) {
+	mutex_enter(&sysctl_lock);
+	for (i = 0; !found && sysctls != NULL && i < sysctls->count; i++) {
 		node = &sysctls->nodes[i];
 		if (strcmp(node->sysctl_name, name) == 0)
-			return (*node->sysctl_func)(value, &len, node) == 0;
+			found = (*node->sysctl_func)(value, &len, node) == 0;
 	}
-	return false;
+	mutex_exit(&sysctl_lock);
+	return found;
 }
