@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A port that was dispatched stays masked until its handler has done its work and calls [`Events::unmask`]: a peer that
-//! storms costs one handler run, not a loop.
+//! storms costs one handler run, not a loop. A handler that has found nothing to do calls [`Events::put_off`] instead: a peer that signals
+//! in vain again and again is listened to once in a while, at last once a second.
 
 mod table;
 
@@ -57,6 +58,15 @@ pub trait Events: Clone {
 
     /// Says that the event was handled: the next one is dispatched again. An event that came meanwhile is not lost.
     fn unmask(&self, port: Port);
+
+    /// Says that the event was handled, and that there was nothing to do. If that goes on, the next one is dispatched only after a delay,
+    /// which doubles up to a second and ends with the next [`unmask`](Self::unmask). Of a port that isn't masked nothing was handled, and
+    /// nothing changes.
+    ///
+    /// Where a kernel dispatches, the delay is its own matter: this is `unmask` then.
+    fn put_off(&self, port: Port) {
+        self.unmask(port);
+    }
 
     /// Closes the port; it may be another's from now on.
     fn close(&self, port: Port);
@@ -130,6 +140,16 @@ impl<E: Events> Channel<E> {
     /// Says that the event was handled; see [`Events::unmask`].
     pub fn unmask(&self) {
         self.events.unmask(self.port);
+    }
+
+    /// Says that the event was handled, and whether there was something to do; see [`Events::put_off`].
+    #[inline]
+    pub fn handled(&self, work: bool) {
+        if work {
+            self.events.unmask(self.port);
+        } else {
+            self.events.put_off(self.port);
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! The two-level scheme of event channels: a bit a port in the shared page, and above it a bit a word for each vcpu.
 
+mod delay;
+
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 
 use xen_sys::arch_x86::xen::XEN_LEGACY_MAX_VCPUS;
 use xen_sys::xen::SharedInfo;
@@ -41,6 +43,8 @@ struct Inner<P> {
     next: [AtomicU32; XEN_LEGACY_MAX_VCPUS],
     /// How often the domain has come back from a suspend.
     suspends: AtomicU32,
+    /// The ports that are left alone for a while, a bit each.
+    delayed: [AtomicUsize; WORD as usize],
 }
 
 /// What the shared page doesn't tell about a port.
@@ -50,6 +54,10 @@ struct Slot {
     generation: AtomicU32,
     /// The vcpu at which its events arrive.
     vcpu: AtomicU32,
+    /// How many events without work have come one behind the other.
+    workless: AtomicU32,
+    /// When a port that is left alone is looked at.
+    due_ms: AtomicU32,
 }
 
 // SAFETY: the shared page is nothing but atomics and stays mapped, as `new` demands.
@@ -92,7 +100,8 @@ impl<P: Platform> EventChannels<P> {
     pub unsafe fn new(platform: P, shared: NonNull<SharedInfo>) -> Self {
         let ports = (0..PORTS).map(|_| Slot::default()).collect();
         let (next, suspends) = ([const { AtomicU32::new(0) }; _], AtomicU32::new(0));
-        let this = Self(Arc::new(Inner { platform, shared, ports, next, suspends }));
+        let delayed = [const { AtomicUsize::new(0) }; _];
+        let this = Self(Arc::new(Inner { platform, shared, ports, next, suspends, delayed }));
         this.mask_all();
         this
     }
@@ -105,8 +114,9 @@ impl<P: Platform> EventChannels<P> {
     /// changed there.
     pub fn resume(&self) {
         self.0.suspends.fetch_add(1, SeqCst);
-        for slot in &self.0.ports {
+        for (port, slot) in (0..).map(Port).zip(&self.0.ports) {
             slot.generation.fetch_add(1, SeqCst);
+            self.forget_workless(port, slot);
         }
         // What is pending stays so: it is of the new ports, for the toolstack has wiped out the rest.
         self.mask_all();
@@ -158,7 +168,7 @@ impl<P: Platform> EventChannels<P> {
             slot.vcpu.store(vcpu, SeqCst);
         }
         if mine {
-            self.unmask(port);
+            self.clear_mask(port);
         } else {
             // The handler may have unmasked it before the new vcpu stood in the slot, and an event that came then was skipped.
             self.raise_again(port);
@@ -271,7 +281,7 @@ impl<P: Platform> EventChannels<P> {
         }
         if !self.take(port) {
             // Taken by polling, or closed, since it was seen.
-            self.unmask(port);
+            self.clear_mask(port);
             return None;
         }
         // Read after the event was taken: a port that was closed and made anew in between can only lead to an event too
@@ -282,6 +292,16 @@ impl<P: Platform> EventChannels<P> {
     /// Tells whether the port of an event is still the same channel.
     pub fn is_current(&self, event: Event) -> bool {
         self.slot(event.port).is_some_and(|slot| slot.generation.load(SeqCst) == event.generation)
+    }
+
+    /// Lets the next event of a port be dispatched, also one that is pending already.
+    #[inline]
+    fn clear_mask(&self, port: Port) {
+        let (word, bit) = place(port);
+        // Against Xen, which sets the pending bit and then looks at the mask: either it sees the mask clear and raises the
+        // upcall, or we see the pending bit. Both sides need the order of their two steps.
+        self.shared().evtchn_mask[word].fetch_and(!bit, SeqCst);
+        self.raise_again(port);
     }
 
     /// Lets Xen raise the upcall for a port that is pending and not masked.
@@ -334,20 +354,20 @@ impl<P: Platform> Events for EventChannels<P> {
 
     #[inline]
     fn unmask(&self, port: Port) {
-        if self.slot(port).is_none() {
-            return;
-        }
-        let (word, bit) = place(port);
-        // Against Xen, which sets the pending bit and then looks at the mask: either it sees the mask clear and raises the
-        // upcall, or we see the pending bit. Both sides need the order of their two steps.
-        self.shared().evtchn_mask[word].fetch_and(!bit, SeqCst);
-        self.raise_again(port);
+        let Some(slot) = self.slot(port) else { return };
+        self.forget_workless(port, slot);
+        self.clear_mask(port);
+    }
+
+    fn put_off(&self, port: Port) {
+        self.delay(port);
     }
 
     fn close(&self, port: Port) {
         let Some(slot) = self.slot(port) else { return };
         slot.generation.fetch_add(1, SeqCst);
         self.mask(port);
+        self.forget_workless(port, slot);
         // Xen clears the pending bit. From here on the port may be another's, so nothing may be touched after the call.
         let _ = call::close(&self.0.platform, port);
     }

@@ -10,7 +10,7 @@ use xen_sys::xen::VIRQ_TIMER;
 
 use crate::fake::{Fake, PEER};
 
-fn channels() -> (Fake, EventChannels<Fake>) {
+pub(crate) fn channels() -> (Fake, EventChannels<Fake>) {
     let fake = Fake::new();
     // SAFETY: the page lives as long as the domain, of which the channels have a handle.
     let events = unsafe { EventChannels::new(fake.clone(), fake.shared_page()) };
@@ -18,14 +18,14 @@ fn channels() -> (Fake, EventChannels<Fake>) {
 }
 
 /// Dispatches once and returns the ports that were served.
-fn served(events: &EventChannels<Fake>, vcpu: u32) -> Vec<u32> {
+pub(crate) fn served(events: &EventChannels<Fake>, vcpu: u32) -> Vec<u32> {
     let mut ports = Vec::new();
     let count = events.dispatch(vcpu, |event| ports.push(event.port.0));
     assert_eq!(count, ports.len());
     ports
 }
 
-fn offer(events: &EventChannels<Fake>, count: usize) -> Vec<Port> {
+pub(crate) fn offer(events: &EventChannels<Fake>, count: usize) -> Vec<Port> {
     (0..count).map(|_| events.alloc_unbound(PEER).unwrap()).collect()
 }
 

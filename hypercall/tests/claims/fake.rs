@@ -53,6 +53,7 @@ pub(crate) struct State {
     mappings: HashMap<usize, NonNull<u8>>,
     table: Vec<NonNull<u8>>,
     pub(crate) max_table_frames: u32,
+    pub(crate) now_ns: u64,
     /// What the peer grants, and the statuses with which map and copy answer before they do it.
     foreign: HashMap<u32, NonNull<u8>>,
     pub(crate) answers: HashMap<u32, VecDeque<i16>>,
@@ -136,6 +137,7 @@ impl Fake {
     pub(crate) fn new() -> Self {
         let state = State {
             max_table_frames: 4,
+            now_ns: 0,
             next_frame: 0x7700,
             ports: vec![PortState::default(); 64],
             ..State::default()
@@ -513,7 +515,7 @@ unsafe impl Platform for Fake {
     }
 
     fn now_ns(&self) -> u64 {
-        0
+        self.state().now_ns
     }
 
     fn wait(&self, _ports: &[Port], _deadline_ns: u64) {}

@@ -7,7 +7,7 @@ use core::cell::{Cell, RefCell};
 use core::future::poll_fn;
 use core::task::Poll;
 
-use hypercall::event::EventChannels;
+use hypercall::event::{Event, EventChannels};
 use hypercall::grant::GrantTable;
 use hypercall::{DomId, Platform, Port};
 use xenbus::Domain;
@@ -96,14 +96,16 @@ impl<P: Platform> Node<P> {
     pub fn deliver(&self) -> bool {
         let mut any = false;
         let store = self.store();
-        self.own().events.dispatch(0, |event| {
+        let mut take = |event: Event| {
             any = true;
             if event.port == store.port() {
                 store.process();
             } else {
                 self.inner.pending.borrow_mut().insert(event.port);
             }
-        });
+        };
+        self.own().events.dispatch(0, &mut take);
+        self.own().events.dispatch_delayed(&mut take);
         if any {
             self.inner.happened.set(self.inner.happened.get() + 1);
         }

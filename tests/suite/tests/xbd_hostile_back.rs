@@ -59,6 +59,39 @@ fn breaks(say: impl FnOnce(&mut RawBack, &[xen_sys::io::blkif::BlkifRequest]), e
     bed.check_quiet();
 }
 
+/// Its signals without answers are looked at less and less often, and an answer among them waits a second at most.
+#[test]
+fn events_without_answers_cost_a_look_now_and_then() {
+    const MS: u64 = 1_000_000;
+    let (bed, mut front, mut back) = connected(4);
+    let (seconds, at_once) = if cfg!(miri) { (2, 1) } else { (20, 50) };
+    front.submit(&bed, Operation::Read, 0, 1).unwrap();
+    let mut looks = 0;
+    for _ in 0..seconds * 1000 {
+        for _ in 0..at_once {
+            back.channel.notify();
+        }
+        while front.turn(&bed) {
+            looks += 1;
+        }
+        bed.machine.advance(MS);
+    }
+    assert!((seconds..=2 * (seconds + 12)).contains(&looks), "{looks} looks in {seconds} s");
+    let requests = back.requests();
+    back.respond(&[answer(&requests[0], BLKIF_RSP_OKAY)]);
+    back.channel.notify();
+    let waited = (0..1000).find(|_| {
+        front.follow(&bed);
+        bed.machine.advance(MS);
+        !front.done.is_empty()
+    });
+    assert!(waited.is_some(), "an answer has waited for longer than a second");
+    assert_eq!(bed.front.events.next_delayed_ns(), None);
+    ends(&bed, &mut front, back);
+    drop(front);
+    bed.check_quiet();
+}
+
 #[test]
 fn response_to_what_was_never_asked_breaks_the_queue() {
     for id in [3, 31, 32, 33, 0xffff, 0x1_0000, 0x1_0001, 1 << 32, u64::MAX] {

@@ -163,13 +163,18 @@ impl<D: Domain, S: Store> Queue<D, S> {
     /// [`Back::fail`](super::Back::fail).
     pub fn poll(&mut self) -> Result<bool, RingError> {
         self.look_at_clock();
-        self.collect();
+        let before = self.counters.requests;
+        let completed = self.collect();
         let taken = if self.stopped { Ok(false) } else { self.take_all() };
         self.settle();
         self.publish();
         // A front end that has broken the ring, or is gone, has nothing to tell any more.
         match taken {
-            Ok(_) if !self.stopped => self.channel.unmask(),
+            Ok(_) if !self.stopped => {
+                // What has to wait was told of by an event, too.
+                let waits = self.barrier || self.held.is_some();
+                self.channel.handled(completed || waits || self.counters.requests != before);
+            }
             Ok(_) => {}
             Err(_) => self.stop(),
         }
@@ -598,8 +603,11 @@ impl<D: Domain, S: Store> Queue<D, S> {
     }
 
     /// Notes what the store has finished. A token that it made up is ignored.
-    fn collect(&mut self) {
+    /// Takes what the store has finished; tells whether there was anything.
+    fn collect(&mut self) -> bool {
+        let mut any = false;
         while let Some((Token(index), result)) = self.store.completed() {
+            any = true;
             if !self.slots.get(usize::from(index)).is_some_and(|slot| slot.started) {
                 continue;
             }
@@ -609,6 +617,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
                 self.finish(index);
             }
         }
+        any
     }
 
     fn finish(&mut self, index: u16) {

@@ -319,32 +319,35 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         let polled = self.take_all(&mut done);
         match polled {
             // A port whose other end has broken the protocol stays masked: it could go on signalling.
-            Ok(()) => {
+            Ok(any) => {
                 if !self.backlog.is_empty() {
                     self.refill(&mut done);
                 }
-                self.channel.unmask();
+                self.channel.handled(any);
             }
             Err(error) => {
                 self.broken = Some(error);
                 self.stop();
             }
         }
-        polled
+        polled.map(drop)
     }
 
+    /// Takes the responses; tells whether there were any.
     #[inline]
-    fn take_all(&mut self, done: &mut impl FnMut(Completion<B>)) -> Result<(), QueueError> {
+    fn take_all(&mut self, done: &mut impl FnMut(Completion<B>)) -> Result<bool, QueueError> {
         if self.held() > 0 {
             self.retry(done);
         }
+        let mut any = false;
         // Bounded: each response takes a request out of flight, and none is submitted in here.
         loop {
             while let Some(response) = self.ring.pop()? {
+                any = true;
                 self.take(&response, done)?;
             }
             if !self.ring.arm()? {
-                return Ok(());
+                return Ok(any);
             }
         }
     }

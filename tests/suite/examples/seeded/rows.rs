@@ -22,6 +22,9 @@ const fn test(package: &'static str, target: &'static str, name: &'static str) -
     Test { package, target, name }
 }
 
+/// Events without work, at a back end.
+const STORM: &str = "million_events_without_work_cost_a_look_now_and_then_and_a_request_waits_a_second_at_most";
+
 /// All of them; those of one crate together, for the sake of what has to be built.
 pub(crate) const ROWS: &[Row] = &[
     Row {
@@ -114,7 +117,39 @@ pub(crate) const ROWS: &[Row] = &[
         file: "xbd/src/back/queue.rs",
         from: "        let taken = if self.stopped { Ok(false) } else { self.take_all() };",
         to: "        self.channel.notify();\n        let taken = if self.stopped { Ok(false) } else { self.take_all() };",
-        test: test("suite", "xbd_many", "million_events_without_work_cost_a_look_and_keep_nobody_waiting"),
+        test: test("suite", "xbd_many", STORM),
+    },
+    Row {
+        class: "event storms (XSA-332, 391)",
+        bug: "a back end takes each event for work",
+        file: "xbd/src/back/queue.rs",
+        from: "self.channel.handled(completed ||",
+        to: "self.channel.handled(!self.stopped || completed ||",
+        test: test("suite", "xbd_many", STORM),
+    },
+    Row {
+        class: "event storms (XSA-332, 391)",
+        bug: "requests that have to wait are no work",
+        file: "xbd/src/back/queue.rs",
+        from: "let waits = self.barrier || self.held.is_some();",
+        to: "let waits = self.stopped;",
+        test: test("suite", "xbd_many", "requests_that_wait_for_a_barrier_are_not_put_off"),
+    },
+    Row {
+        class: "event storms (XSA-332, 391)",
+        bug: "a front end takes each event for work",
+        file: "xbd/src/front/queue.rs",
+        from: "self.channel.handled(any);",
+        to: "self.channel.handled(any || self.broken.is_none());",
+        test: test("suite", "xbd_hostile_back", "events_without_answers_cost_a_look_now_and_then"),
+    },
+    Row {
+        class: "double fetch of segments (XSA-155)",
+        bug: "a segment is read again when it was checked",
+        file: "xbd/src/back/queue.rs",
+        from: "            let access = access(slot.operation);\n            let _ = self.pages.add(&mut slot.pages, segment.gref(), segment.part(), access);",
+        to: "            let access = access(slot.operation);\n            if let Some(view) = self.pages.view(page) {\n                view.read(place * Segment::BYTES, &mut bytes);\n            }\n            let _ = self.pages.add(&mut slot.pages, segment.gref(), (bytes[4], bytes[5]), access);",
+        test: test("suite", "xbd_many", "segments_that_change_while_they_are_read_are_used_as_they_were_checked"),
     },
     Row {
         class: "faults in every state",
@@ -283,6 +318,30 @@ pub(crate) const ROWS: &[Row] = &[
         from: "next.store(port.0 + 1, Relaxed);",
         to: "next.store(0, Relaxed);",
         test: test("hypercall", "claims", "events::a_scan_goes_on_behind_the_port_that_was_served_last"),
+    },
+    Row {
+        class: "event storms (XSA-332, 391)",
+        bug: "delays don't grow",
+        file: "hypercall/src/event/table/delay.rs",
+        from: "slot.workless.store(workless, SeqCst);\n        let delay",
+        to: "slot.workless.store(FREE, SeqCst);\n        let delay",
+        test: test(
+            "hypercall",
+            "claims",
+            "storms::a_port_without_work_is_left_alone_for_longer_and_longer_until_there_is_some",
+        ),
+    },
+    Row {
+        class: "event storms (XSA-332, 391)",
+        bug: "a delay outlives its port",
+        file: "hypercall/src/event/table.rs",
+        from: "        self.mask(port);\n        self.forget_workless(port, slot);\n        // Xen clears",
+        to: "        self.mask(port);\n        // Xen clears",
+        test: test(
+            "hypercall",
+            "claims",
+            "storms::a_port_that_is_closed_or_gone_by_a_suspend_leaves_no_delay_to_the_next",
+        ),
     },
     Row {
         class: "lost events",

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use hypercall::event::Channel;
+use hypercall::event::{Channel, Event};
 use hypercall::grant::{Access, MapRequest, Window};
 use hypercall::mem::{PAGE_SIZE, PageBuf, Shared};
 use hypercall::{DomId, GrantRef, Port};
@@ -74,13 +74,14 @@ impl Bed {
             self.machine.settle();
             let mut taken = 0;
             for node in [&self.toolstack, &self.front, &self.back] {
-                taken += node.events.dispatch(0, |event| {
+                let mut take = |event: Event| {
                     if event.port == node.store.port() {
                         node.store.process();
                     } else {
                         self.pending.borrow_mut().insert((node.id, event.port));
                     }
-                });
+                };
+                taken += node.events.dispatch(0, &mut take) + node.events.dispatch_delayed(&mut take);
             }
             if taken == 0 {
                 return;
