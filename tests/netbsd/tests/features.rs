@@ -322,6 +322,10 @@ fn a_dump_goes_by_another_queue_if_the_panic_came_inside_the_lock_of_one() {
         // Of the first queue, which a dump would take.
         on_next_frame(move || {
             told.send(as_panicked(|| [0, 400].map(|sector| XBD0.dump(sector, &dumped, 0, 40 * PAGE)))).unwrap();
+            // Who was interrupted does not go on with what it was about to submit.
+            loop {
+                std::thread::park();
+            }
         });
         // It never ends: who it interrupts has the disk no more, and nobody else is let in.
         std::thread::spawn(|| XBD0.transfer(true, 0, Wired::new(1), 0, SECTOR));
