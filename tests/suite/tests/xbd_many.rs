@@ -93,7 +93,7 @@ fn requests_that_wait_for_a_barrier_are_not_put_off() {
     let disk = Slow::new(SECTORS);
     let mut rig = rig(&disk, false);
     let pages = Granted::many(&rig.bed, 1);
-    disk.0.borrow_mut().allowed = 0;
+    disk.0.borrow_mut().hold = true;
     rig.front.send(&[X86_64::emit(&Request { operation: Operation::Barrier, ..flush(0) })]);
     rig.back.follow(&rig.bed);
     for id in 1..10 {
@@ -102,7 +102,7 @@ fn requests_that_wait_for_a_barrier_are_not_put_off() {
         rig.back.follow(&rig.bed);
         assert_eq!(rig.bed.back.events.next_delayed_ns(), None, "request {id}");
     }
-    rig.disk.0.borrow_mut().allowed = usize::MAX;
+    disk.0.borrow_mut().hold = false;
     rig.back.poll();
     rig.back.follow(&rig.bed);
     assert_eq!(rig.front.answers().len(), 10);

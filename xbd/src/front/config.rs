@@ -28,7 +28,8 @@ pub struct Config {
     /// could be in use, and never fewer than a request of 11 needs. Default 1024, that is 4 MiB.
     pub max_grants: u16,
     /// A back end that goes is waited for until it comes back, or another in its place, and what was in flight is sent to it again;
-    /// see [`Change::Reconnecting`](super::Change::Reconnecting). Default `false`.
+    /// see [`Change::Reconnecting`](super::Change::Reconnecting). One that says that it goes, and whose device the toolstack doesn't keep
+    /// (`online` isn't 1), wants us to [close](super::Change::CloseWanted) nevertheless. Default `false`.
     pub reconnect: bool,
 }
 

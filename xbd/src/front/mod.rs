@@ -16,8 +16,10 @@
 //! back end comes back.
 //!
 //! With [`Config::reconnect`], a back end that goes before we close is waited for: in the last two rows, what is in flight is kept, the
-//! rings are taken back → Initialising, and it is sent again when we are connected anew. So it is when the domain has come back from a
-//! suspend, as its owner says by [`Front::resume`]: the back end is another then, and the old one can't hold on to anything.
+//! rings are taken back → Initialising, and it is sent again when we are connected anew. One that is Closing, but whose device the
+//! toolstack keeps (`online` is 1), is seen off: we close by ourselves once what is in flight is answered, and begin anew as soon as it is
+//! Closed. So it is when the domain has come back from a suspend, as its owner says by [`Front::resume`]: the back end is another then, and
+//! the old one can't hold on to anything.
 //!
 //! | file | what |
 //! |---|---|
@@ -48,6 +50,7 @@ use hypercall::mem::Buffer;
 use hypercall::{Level, Platform, Port};
 use xenbus::device::{Device, State};
 use xenbus::error::NegotiationError;
+use xenbus::store::Tx;
 use xenbus::{Domain, Place, Rate};
 
 use crate::MAX_RING_PAGES;
@@ -94,6 +97,8 @@ pub struct Front<D: Domain, B: Buffer, Q: Place<Queue<D, B>> = Option<Queue<D, B
     told: Option<Disk>,
     /// The same, without what it doesn't do after all.
     disk: Option<Disk>,
+    /// The other end is going and will be back: what is in flight is waited for, and then the other end.
+    seeing_off: bool,
     /// The other end has gone, and pages of what is in flight are waited for.
     recovering: bool,
     /// What is to be sent again, by the queue that had it.
@@ -149,6 +154,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
             used: 0,
             told: None,
             disk: None,
+            seeing_off: false,
             recovering: false,
             saved: Vec::new(),
             past: Counters::default(),
@@ -202,8 +208,8 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
         self.out_of_patience.is_some()
     }
 
-    /// Goes on with the life cycle. Called when [`Device::changed`] says that the other end has moved, and after
-    /// [`close`](Self::close) whenever I/O has completed. `lost` gets what is in flight when the other end vanishes or has broken
+    /// Goes on with the life cycle. Called when [`Device::changed`] says that the other end has moved, and while the device
+    /// [is closing](Device::is_closing) whenever I/O has completed. `lost` gets what is in flight when the other end vanishes or has broken
     /// the protocol, and is not to be sent again.
     ///
     /// # Errors
@@ -235,6 +241,10 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
             (State::Initialising, State::InitWait) if self.used == 0 => self.connect(),
             (State::Initialised, State::Connected) => self.meet(lost),
             (State::Connected, State::Connected) => self.look_again(),
+            (State::Initialised | State::Connected, State::Closing) if self.will_be_back() => self.see_off(),
+            (State::Closing, State::Closing) if self.seeing_off => self.see_off(),
+            (State::Closed, State::Closing) if self.seeing_off => Ok(Change::None),
+            (State::Closing | State::Closed, _) if self.seeing_off => self.recover(lost),
             (State::Connected, State::Closing) => Ok(Change::CloseWanted),
             (State::Initialised | State::Connected, State::Closed | State::Unknown) if self.may_recover() => {
                 self.recover(lost)
@@ -277,7 +287,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
     }
 
     fn come_back(&mut self, lost: &mut impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
-        if self.device.is_closing() {
+        if self.device.is_closing() && !self.seeing_off {
             return self.end(lost);
         }
         self.device.resume()?;
@@ -299,6 +309,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
     /// # Errors
     /// [`FrontError`] if the store refuses; there is no new I/O nevertheless.
     pub fn close(&mut self) -> Result<(), FrontError> {
+        self.seeing_off = false;
         self.each_queue(Queue::stop).for_each(drop);
         if !self.device.is_closing() {
             self.device.leave(State::Closing)?;
@@ -472,9 +483,27 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
         self.config.reconnect && !self.each_queue(|queue| queue.is_broken()).any(|broken| broken)
     }
 
+    /// Tells whether a back end that is Closing is to be waited for, and is one that can come back.
+    fn will_be_back(&mut self) -> bool {
+        self.may_recover() && self.device.read_other_if_there(Tx::NONE, "online") == Ok(Some(1u8))
+    }
+
+    /// Connected → Closing → Closed: the other end wants to go, and waits for us.
+    fn see_off(&mut self) -> Result<Change, FrontError> {
+        let first = !core::mem::replace(&mut self.seeing_off, true);
+        if first {
+            self.each_queue(Queue::stop).for_each(drop);
+            self.device.leave(State::Closing)?;
+        }
+        if self.each_queue(|queue| queue.unanswered()).sum::<u32>() == 0 {
+            self.device.leave(State::Closed)?;
+        }
+        Ok(if first { Change::Reconnecting } else { Change::None })
+    }
+
     /// Connected → Initialising: the other end has gone. Keeps what is in flight for the next.
     fn recover(&mut self, lost: &mut impl FnMut(Completion<B>)) -> Result<Change, FrontError> {
-        let first = !core::mem::replace(&mut self.recovering, true);
+        let first = !core::mem::replace(&mut self.recovering, true) && !self.seeing_off;
         let mut saved = core::mem::take(&mut self.saved);
         saved.resize_with(saved.len().max(self.used), Vec::new);
         let stop = |queue: &mut Queue<D, B>| {
@@ -505,7 +534,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
             }
         }
         self.drop_queues();
-        self.recovering = false;
+        (self.seeing_off, self.recovering) = (false, false);
         self.device.switch(State::Initialising)?;
         Ok(change)
     }

@@ -8,7 +8,7 @@ use xbd::protocol::Operation;
 use xen_sys::io::blkif::{BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, BlkifOp};
 use xenbus::device::State;
 
-use crate::common::{Bed, Done, FrontOwner};
+use crate::common::{BackOwner, Bed, Done, FrontOwner, Slow, follow_both};
 use crate::player::{Player, buffer, bytes, connected, ends, submit, submit_on};
 
 const AGAIN: Config = Config { reconnect: true, ..Config::DEFAULT };
@@ -78,6 +78,136 @@ fn back_end_whose_directory_vanishes_is_waited_for_too() {
     front.step();
     assert!(front.closed);
     assert_eq!(front.done, [Done { number: 0, result: Err(IoError::Lost), whole: true }]);
+    drop(front);
+    bed.check_quiet();
+}
+
+/// The back end says that it is going, while the toolstack keeps the device, or takes it away.
+fn wants_to_go(bed: &Bed, front: &mut FrontOwner, online: u8) -> Change {
+    bed.back_says("online", online).unwrap();
+    bed.back_says("state", State::Closing.number()).unwrap();
+    bed.settle();
+    assert!(front.front.device().changed());
+    front.front.step(|completion| panic!("{completion:?} is lost")).unwrap()
+}
+
+#[test]
+fn back_end_that_is_going_and_is_kept_is_seen_off_and_waited_for() {
+    let (bed, mut front, mut players) = connected(1, AGAIN, &[]);
+    for sector in 0..3 {
+        submit(&mut front, Operation::Write, sector * 8, Some(buffer(&bed, 512, 1))).unwrap();
+    }
+    let requests = players[0].requests(&bed);
+    assert_eq!(wants_to_go(&bed, &mut front, 1), Change::Reconnecting);
+    let error = submit(&mut front, Operation::Read, 0, Some(buffer(&bed, 512, 0))).unwrap_err();
+    assert_eq!((error, bed.front_state().as_deref()), (SubmitError::NotConnected, Some("5")));
+    // It answers what it has taken, and only then we let it go.
+    players[0].answer(&[(&requests[0], BLKIF_RSP_OKAY), (&requests[2], BLKIF_RSP_OKAY)]);
+    front.follow(&bed);
+    assert_eq!((front.done.len(), bed.front_state().as_deref()), (2, Some("5")));
+    players[0].answer(&[(&requests[1], BLKIF_RSP_ERROR)]);
+    front.follow(&bed);
+    assert_eq!((front.done.len(), bed.front_state().as_deref()), (3, Some("6")));
+    assert!(!front.closed && !front.close_wanted);
+    drop(players);
+    bed.back_says("state", State::Closed.number()).unwrap();
+    front.follow(&bed);
+    assert_eq!(bed.front_state().as_deref(), Some("1"));
+    let mut players = Player::connect(&bed, &mut front, &[]);
+    submit(&mut front, Operation::Write, 0, Some(buffer(&bed, 512, 1))).unwrap();
+    let requests = players[0].requests(&bed);
+    players[0].all_well(&requests);
+    front.follow(&bed);
+    front.check_each_once();
+    ends(bed, front, players);
+}
+
+#[test]
+fn back_end_that_dies_while_it_is_seen_off_leaves_the_rest_to_the_next() {
+    for (how, answers) in [(State::Closed, 1), (State::InitWait, 1), (State::Unknown, 0)] {
+        let (bed, mut front, mut players) = connected(1, AGAIN, &[]);
+        for sector in 0..2 {
+            submit(&mut front, Operation::Write, sector * 8, Some(buffer(&bed, 512, 1))).unwrap();
+        }
+        let requests = players[0].requests(&bed);
+        assert_eq!(wants_to_go(&bed, &mut front, 1), Change::Reconnecting);
+        players[0].answer(&vec![(&requests[0], BLKIF_RSP_OKAY); answers]);
+        front.follow(&bed);
+        drop(players);
+        match how {
+            State::Unknown => bed.remove_back(),
+            how => bed.back_says("state", how.number()).unwrap(),
+        }
+        front.follow(&bed);
+        assert_eq!((front.done.len(), bed.front_state().as_deref()), (answers, Some("1")), "{how}");
+        if how == State::Unknown {
+            front.front.close().unwrap();
+            front.step();
+            assert!(front.closed);
+            front.check_each_once();
+            drop(front);
+            bed.check_quiet();
+            continue;
+        }
+        let mut players = Player::connect(&bed, &mut front, &[]);
+        let requests = players[0].requests(&bed);
+        assert_eq!(requests.iter().map(|request| request.sector).collect::<Vec<_>>(), [8], "{how}");
+        players[0].all_well(&requests);
+        front.follow(&bed);
+        front.check_each_once();
+        ends(bed, front, players);
+    }
+}
+
+#[test]
+fn owner_may_still_close_a_disk_whose_back_end_is_seen_off() {
+    let (bed, mut front, mut players) = connected(1, AGAIN, &[]);
+    submit(&mut front, Operation::Write, 0, Some(buffer(&bed, 512, 1))).unwrap();
+    let requests = players[0].requests(&bed);
+    assert_eq!(wants_to_go(&bed, &mut front, 1), Change::Reconnecting);
+    front.front.close().unwrap();
+    players[0].all_well(&requests);
+    front.follow(&bed);
+    assert_eq!(bed.front_state().as_deref(), Some("6"));
+    ends(bed, front, players);
+}
+
+#[test]
+fn back_end_whose_device_is_taken_away_is_not_waited_for() {
+    let (bed, mut front, players) = connected(1, AGAIN, &[]);
+    assert_eq!(wants_to_go(&bed, &mut front, 0), Change::CloseWanted);
+    front.front.close().unwrap();
+    front.follow(&bed);
+    ends(bed, front, players);
+}
+
+/// Both ends are ours: the administrator lets the back end go by its state alone, as where its driver is taken away and put back.
+#[test]
+fn our_own_back_end_goes_and_is_back_while_the_disk_is_in_use() {
+    let bed = Bed::new(1);
+    let disk = Slow::new(1024);
+    let mut back = BackOwner::new(&bed, disk.clone());
+    let mut front = FrontOwner::with(&bed, AGAIN).unwrap();
+    follow_both(&bed, &mut front, &mut back);
+    for life in 1..4 {
+        assert_eq!((back.connections, front.front.queues()), (life, 1), "{:?} {:?}", back.errors, front.errors);
+        disk.0.borrow_mut().hold = true;
+        for _ in 0..5 {
+            front.submit(&bed, Operation::Write, 0, 1).unwrap();
+        }
+        follow_both(&bed, &mut front, &mut back);
+        bed.back_says("state", State::Closing.number()).unwrap();
+        follow_both(&bed, &mut front, &mut back);
+        assert_eq!((front.done.len(), bed.front_state().as_deref()), (5 * (life as usize - 1), Some("5")));
+        disk.0.borrow_mut().hold = false;
+        back.poll();
+        follow_both(&bed, &mut front, &mut back);
+        front.check_each_once();
+        assert!(front.done.iter().all(|done| done.result == Ok(())));
+    }
+    front.front.close().unwrap();
+    follow_both(&bed, &mut front, &mut back);
+    assert!(front.closed && !front.close_wanted);
     drop(front);
     bed.check_quiet();
 }
