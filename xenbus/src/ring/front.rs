@@ -62,17 +62,20 @@ impl<M: RingMemory> FrontRing<M> {
     #[inline]
     #[must_use = "without room nothing was written"]
     pub fn push(&mut self, request: &M::Request) -> bool {
-        if self.free() == 0 {
+        let prod = self.req_prod;
+        if prod.minus(self.rsp_cons) == self.slots {
             return false;
         }
-        self.memory.write_request(self.req_prod.slot(self.memory.slots() - 1), request);
-        self.req_prod = self.req_prod.plus(1);
+        // Before the slot is written, while the compiler knows what it is.
+        self.req_prod = prod.plus(1);
+        self.memory.write_request(prod.slot(self.memory.slots() - 1), request);
         true
     }
 
     /// Makes all pushed requests visible, and tells whether the peer wants an event for them.
     #[inline]
     pub fn publish(&mut self) -> Notify {
+        let memory = self.memory.view();
         let (old, new) = (self.req_published, self.req_prod);
         if old == new {
             return Notify::No;
@@ -80,8 +83,8 @@ impl<M: RingMemory> FrontRing<M> {
         self.req_published = new;
         // The slots before the index, for the back end that reads the index; and our index before our look at its wish, which
         // pairs with `BackRing::arm`.
-        self.memory.announce(Field::ReqProd, new);
-        let event = self.memory.load(Field::ReqEvent, Ordering::SeqCst);
+        memory.announce(Field::ReqProd, new);
+        let event = memory.load(Field::ReqEvent, Ordering::SeqCst);
         if passes(old, new, event) { Notify::Yes } else { Notify::No }
     }
 
@@ -91,12 +94,27 @@ impl<M: RingMemory> FrontRing<M> {
     /// [`RingError`] if the peer claims responses to requests that were never made; from then on each time.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<M::Response>, RingError> {
-        if self.rsp_cons == self.rsp_prod && !self.refresh()? {
-            return Ok(None);
+        if self.rsp_cons == self.rsp_prod {
+            self.rsp_prod = self.look()?;
+            if self.rsp_cons == self.rsp_prod {
+                return Ok(None);
+            }
         }
         let response = self.memory.read_response(self.rsp_cons.slot(self.memory.slots() - 1));
         self.rsp_cons = self.rsp_cons.plus(1);
         Ok(Some(response))
+    }
+
+    /// Takes all responses that are there, one after the other. Those of them that come meanwhile are seen by the next call, or by
+    /// [`arm`](Self::arm). When it is dropped before its end, the rest stays for later.
+    ///
+    /// # Errors
+    /// As for [`pop`](Self::pop).
+    #[inline]
+    pub fn responses(&mut self) -> Result<Responses<'_, M>, RingError> {
+        let end = self.look()?;
+        let memory = self.memory.view();
+        Ok(Responses { memory, next: self.rsp_cons, end, cons: &mut self.rsp_cons, prod: &mut self.rsp_prod })
     }
 
     /// Asks for an event at the next response. Returns `true` if one has come meanwhile: then go on, no event will tell.
@@ -105,43 +123,74 @@ impl<M: RingMemory> FrontRing<M> {
     /// [`RingError`] as [`pop`](Self::pop).
     #[inline]
     pub fn arm(&mut self) -> Result<bool, RingError> {
-        if self.rsp_cons != self.rsp_prod {
+        let (cons, published) = (self.rsp_cons, self.req_published);
+        if cons != self.rsp_prod {
             return Ok(true);
         }
-        let wish = self.rsp_cons.plus(1);
-        if self.rsp_cons == self.req_published {
+        if cons == published && self.broken.is_none() {
             // Nothing is under way, so nothing can come before the next `publish`, which puts its barrier behind our wish.
-            self.memory.store(Field::RspEvent, wish, Ordering::Relaxed);
-        } else {
-            // Our wish before our last look at its index; pairs with `BackRing::publish`.
-            self.memory.announce(Field::RspEvent, wish);
+            self.memory.store(Field::RspEvent, cons.plus(1), Ordering::Relaxed);
+            return Ok(false);
         }
-        self.refresh()
+        // Our wish before our last look at its index; pairs with `BackRing::publish`.
+        self.memory.announce(Field::RspEvent, cons.plus(1));
+        self.rsp_prod = self.look()?;
+        Ok(self.rsp_prod != cons)
     }
 
-    /// Reads the peer's index when what is known of it is used up, and tells whether there are responses.
+    /// Reads the peer's index, and returns it if it is good.
     #[inline]
-    fn refresh(&mut self) -> Result<bool, RingError> {
+    fn look(&mut self) -> Result<M::Index, RingError> {
+        let (cons, published) = (self.rsp_cons, self.req_published);
         if self.broken.is_some() {
-            return self.fail(0);
+            return Err(self.fail(0));
         }
         // Acquire: the index before the slots that it covers. And after our wish, if it is `arm` that asks.
         let rsp_prod = self.memory.load(Field::RspProd, Ordering::SeqCst);
-        let claimed = rsp_prod.minus(self.rsp_cons);
-        if claimed == 0 {
-            return Ok(false);
+        let claimed = rsp_prod.minus(cons);
+        if claimed > published.minus(cons) {
+            return Err(self.fail(claimed));
         }
-        if claimed > self.req_published.minus(self.rsp_cons) {
-            return self.fail(claimed);
-        }
-        self.rsp_prod = rsp_prod;
-        Ok(true)
+        Ok(rsp_prod)
     }
 
     /// Breaks the ring, if it isn't broken, and tells why it is.
     #[cold]
-    fn fail(&mut self, claimed: u32) -> Result<bool, RingError> {
+    fn fail(&mut self, claimed: u32) -> RingError {
         let size = self.req_published.minus(self.rsp_cons);
-        Err(*self.broken.get_or_insert(RingError::PeerOverflow { claimed, size }))
+        // What a batch has left is not taken any more: whoever wants it is told instead.
+        self.rsp_prod = self.rsp_cons;
+        *self.broken.get_or_insert(RingError::PeerOverflow { claimed, size })
+    }
+}
+
+/// Responses that are there: see [`FrontRing::responses`].
+pub struct Responses<'a, M: RingMemory + 'a> {
+    memory: M::View<'a>,
+    /// Here while they are taken, in the ring when that is over: between two of them nobody looks.
+    next: M::Index,
+    end: M::Index,
+    cons: &'a mut M::Index,
+    prod: &'a mut M::Index,
+}
+
+impl<'a, M: RingMemory + 'a> Iterator for Responses<'a, M> {
+    type Item = M::Response;
+
+    #[inline]
+    fn next(&mut self) -> Option<M::Response> {
+        if self.next == self.end {
+            return None;
+        }
+        let response = self.memory.read_response(self.next.slot(self.memory.slots() - 1));
+        self.next = self.next.plus(1);
+        Some(response)
+    }
+}
+
+impl<'a, M: RingMemory + 'a> Drop for Responses<'a, M> {
+    #[inline]
+    fn drop(&mut self) {
+        (*self.cons, *self.prod) = (self.next, self.end);
     }
 }

@@ -33,8 +33,8 @@ mod front;
 mod memory;
 mod owned;
 
-pub use back::BackRing;
-pub use front::FrontRing;
+pub use back::{BackRing, Requests};
+pub use front::{FrontRing, Responses};
 pub use memory::{Backing, Field, Index, MapPagesError, MappedPages, RingMemory, RingPages};
 pub use owned::OwnedByteRings;
 
@@ -49,10 +49,10 @@ pub(crate) use loom::sync::atomic::Ordering;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the peer may sleep until it is notified"]
 pub enum Notify {
-    /// Send an event.
-    Yes,
     /// It will look by itself.
     No,
+    /// Send an event.
+    Yes,
 }
 
 /// What the peer did to the ring that it may not do, with the evidence. The ring is out of use from then on.
