@@ -54,11 +54,8 @@ impl<M: RingMemory> BackRing<M> {
     /// [`RingError`] if the peer claims more requests than the ring holds; from then on each time.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<M::Request>, RingError> {
-        if self.req_cons == self.req_prod {
-            self.req_prod = self.look()?;
-            if self.req_cons == self.req_prod {
-                return Ok(None);
-            }
+        if self.req_cons == self.req_prod && !self.refresh()? {
+            return Ok(None);
         }
         let request = self.memory.read_request(self.req_cons.slot(self.memory.slots() - 1));
         self.req_cons = self.req_cons.plus(1);
@@ -72,11 +69,8 @@ impl<M: RingMemory> BackRing<M> {
     /// As for `pop`.
     #[inline]
     pub fn pop_into(&mut self, request: &mut M::Request) -> Result<bool, RingError> {
-        if self.req_cons == self.req_prod {
-            self.req_prod = self.look()?;
-            if self.req_cons == self.req_prod {
-                return Ok(false);
-            }
+        if self.req_cons == self.req_prod && !self.refresh()? {
+            return Ok(false);
         }
         self.memory.read_request_into(self.req_cons.slot(self.memory.slots() - 1), request);
         self.req_cons = self.req_cons.plus(1);
@@ -90,9 +84,12 @@ impl<M: RingMemory> BackRing<M> {
     /// As for [`pop`](Self::pop).
     #[inline]
     pub fn requests(&mut self) -> Result<Requests<'_, M>, RingError> {
-        let end = self.look()?;
-        let memory = self.memory.view();
         let (next, answer) = (self.req_cons, self.rsp_prod);
+        let end = match self.look(&self.memory, next) {
+            Ok(end) => end,
+            Err(prod) => return Err(self.fail(prod)),
+        };
+        let memory = self.memory.view();
         let state = (&mut self.req_cons, &mut self.req_prod, &mut self.rsp_prod);
         Ok(Requests { memory, next, end, answer, state })
     }
@@ -152,17 +149,12 @@ impl<M: RingMemory> BackRing<M> {
             // As in `arm`.
             memory.announce(Field::ReqEvent, cons.plus(1));
         }
-        drop(memory);
         if !used_up {
             return (notify, Ok(true));
         }
-        match self.look() {
-            Ok(prod) => {
-                self.req_prod = prod;
-                (notify, Ok(prod != cons))
-            }
-            Err(error) => (notify, Err(error)),
-        }
+        let seen = self.look(&memory, cons);
+        drop(memory);
+        (notify, self.learn(cons, seen))
     }
 
     /// Asks for an event at the next request. Returns `true` if one has come meanwhile: then go on, no event will tell.
@@ -177,32 +169,49 @@ impl<M: RingMemory> BackRing<M> {
         }
         // Our wish before our last look at its index; pairs with `FrontRing::publish`.
         self.memory.announce(Field::ReqEvent, cons.plus(1));
-        self.req_prod = self.look()?;
-        Ok(self.req_prod != cons)
+        self.refresh()
     }
 
-    /// Reads the peer's index, and returns it if it is good.
+    /// Reads the peer's index when what is known of it is used up, and tells whether there are requests.
     #[inline]
-    fn look(&mut self) -> Result<M::Index, RingError> {
+    fn refresh(&mut self) -> Result<bool, RingError> {
         let cons = self.req_cons;
+        self.learn(cons, self.look(&self.memory, cons))
+    }
+
+    /// Takes what [`look`](Self::look) has seen for what is there.
+    #[inline]
+    fn learn(&mut self, cons: M::Index, seen: Result<M::Index, M::Index>) -> Result<bool, RingError> {
+        match seen {
+            Ok(prod) => {
+                self.req_prod = prod;
+                Ok(prod != cons)
+            }
+            Err(prod) => Err(self.fail(prod)),
+        }
+    }
+
+    /// Reads the peer's index; it is the error, if it may not be that.
+    #[inline]
+    fn look(&self, memory: &impl RingMemory<Index = M::Index>, cons: M::Index) -> Result<M::Index, M::Index> {
         // A slot is the peer's again only when its response is published, so what was published is what counts. An index that has
         // gone back behind what was taken is far ahead, too.
-        let most = self.size() - cons.minus(self.rsp_published);
+        let (size, published) = (self.size(), self.rsp_published);
         if self.broken.is_some() {
-            return Err(self.fail(0));
+            return Err(cons);
         }
         // Acquire: the index before the slots that it covers. And after our wish, if it is `arm` that asks.
-        let req_prod = self.memory.load(Field::ReqProd, Ordering::SeqCst);
-        if req_prod.minus(cons) > most {
-            return Err(self.fail(req_prod.minus(self.rsp_published)));
+        let req_prod = memory.load(Field::ReqProd, Ordering::SeqCst);
+        if req_prod.minus(cons) > size - cons.minus(published) {
+            return Err(req_prod);
         }
         Ok(req_prod)
     }
 
     /// Breaks the ring, if it isn't broken, and tells why it is.
     #[cold]
-    fn fail(&mut self, claimed: u32) -> RingError {
-        let size = self.size();
+    fn fail(&mut self, prod: M::Index) -> RingError {
+        let (claimed, size) = (prod.minus(self.rsp_published), self.size());
         // What a batch has left is not taken any more: whoever wants it is told instead.
         self.req_prod = self.req_cons;
         *self.broken.get_or_insert(RingError::PeerOverflow { claimed, size })

@@ -94,11 +94,8 @@ impl<M: RingMemory> FrontRing<M> {
     /// [`RingError`] if the peer claims responses to requests that were never made; from then on each time.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<M::Response>, RingError> {
-        if self.rsp_cons == self.rsp_prod {
-            self.rsp_prod = self.look()?;
-            if self.rsp_cons == self.rsp_prod {
-                return Ok(None);
-            }
+        if self.rsp_cons == self.rsp_prod && !self.refresh()? {
+            return Ok(None);
         }
         let response = self.memory.read_response(self.rsp_cons.slot(self.memory.slots() - 1));
         self.rsp_cons = self.rsp_cons.plus(1);
@@ -112,9 +109,13 @@ impl<M: RingMemory> FrontRing<M> {
     /// As for [`pop`](Self::pop).
     #[inline]
     pub fn responses(&mut self) -> Result<Responses<'_, M>, RingError> {
-        let end = self.look()?;
+        let next = self.rsp_cons;
+        let end = match self.look(&self.memory, next) {
+            Ok(end) => end,
+            Err(prod) => return Err(self.fail(prod)),
+        };
         let memory = self.memory.view();
-        Ok(Responses { memory, next: self.rsp_cons, end, cons: &mut self.rsp_cons, prod: &mut self.rsp_prod })
+        Ok(Responses { memory, next, end, cons: &mut self.rsp_cons, prod: &mut self.rsp_prod })
     }
 
     /// Asks for an event at the next response. Returns `true` if one has come meanwhile: then go on, no event will tell.
@@ -134,30 +135,42 @@ impl<M: RingMemory> FrontRing<M> {
         }
         // Our wish before our last look at its index; pairs with `BackRing::publish`.
         self.memory.announce(Field::RspEvent, cons.plus(1));
-        self.rsp_prod = self.look()?;
-        Ok(self.rsp_prod != cons)
+        self.refresh()
     }
 
-    /// Reads the peer's index, and returns it if it is good.
+    /// Reads the peer's index when what is known of it is used up, and tells whether there are responses.
     #[inline]
-    fn look(&mut self) -> Result<M::Index, RingError> {
-        let (cons, published) = (self.rsp_cons, self.req_published);
+    fn refresh(&mut self) -> Result<bool, RingError> {
+        match self.look(&self.memory, self.rsp_cons) {
+            Ok(prod) => {
+                // Before that is the end of what was taken.
+                let more = prod != self.rsp_prod;
+                self.rsp_prod = prod;
+                Ok(more)
+            }
+            Err(prod) => Err(self.fail(prod)),
+        }
+    }
+
+    /// Reads the peer's index; it is the error, if it may not be that.
+    #[inline]
+    fn look(&self, memory: &impl RingMemory<Index = M::Index>, cons: M::Index) -> Result<M::Index, M::Index> {
+        let published = self.req_published;
         if self.broken.is_some() {
-            return Err(self.fail(0));
+            return Err(cons);
         }
         // Acquire: the index before the slots that it covers. And after our wish, if it is `arm` that asks.
-        let rsp_prod = self.memory.load(Field::RspProd, Ordering::SeqCst);
-        let claimed = rsp_prod.minus(cons);
-        if claimed > published.minus(cons) {
-            return Err(self.fail(claimed));
+        let rsp_prod = memory.load(Field::RspProd, Ordering::SeqCst);
+        if rsp_prod.minus(cons) > published.minus(cons) {
+            return Err(rsp_prod);
         }
         Ok(rsp_prod)
     }
 
     /// Breaks the ring, if it isn't broken, and tells why it is.
     #[cold]
-    fn fail(&mut self, claimed: u32) -> RingError {
-        let size = self.req_published.minus(self.rsp_cons);
+    fn fail(&mut self, prod: M::Index) -> RingError {
+        let (claimed, size) = (prod.minus(self.rsp_cons), self.req_published.minus(self.rsp_cons));
         // What a batch has left is not taken any more: whoever wants it is told instead.
         self.rsp_prod = self.rsp_cons;
         *self.broken.get_or_insert(RingError::PeerOverflow { claimed, size })
