@@ -39,6 +39,11 @@ impl RingMemory for Small {
     type Index = u8;
     type Request = Msg;
     type Response = Msg;
+    type View<'a> = Self;
+
+    fn view(&self) -> Self {
+        self.clone()
+    }
 
     fn slots(&self) -> u32 {
         self.0.slots.len() as u32
@@ -98,6 +103,15 @@ fn every_message_arrives_once_in_order_from_every_starting_index_and_batch() {
                     0 => back.pop().unwrap(),
                     _ => back.pop_into(&mut request).unwrap().then_some(request),
                 };
+                if start % 5 == 0 {
+                    let mut requests = back.requests().unwrap();
+                    let mut at = Msg(0);
+                    while requests.next_into(&mut at) {
+                        assert_eq!(at, Msg(taken));
+                        assert!(requests.respond(&Msg(1000 + taken)));
+                        taken += 1;
+                    }
+                }
                 while let Some(request) = pop(&mut back) {
                     assert_eq!(request, Msg(taken));
                     assert!(back.respond(&Msg(1000 + taken)));
@@ -106,6 +120,12 @@ fn every_message_arrives_once_in_order_from_every_starting_index_and_batch() {
                 match start % 3 {
                     0 => _ = back.publish(),
                     _ => assert_eq!(back.publish_and_arm().1, Ok(false)),
+                }
+                if start % 7 == 0 {
+                    for response in front.responses().unwrap() {
+                        assert_eq!(response, Msg(1000 + answered));
+                        answered += 1;
+                    }
                 }
                 while let Some(response) = front.pop().unwrap() {
                     assert_eq!(response, Msg(1000 + answered));
@@ -135,6 +155,67 @@ fn a_full_ring_takes_no_more_and_loses_nothing() {
 }
 
 #[test]
+fn what_a_batch_leaves_is_there_for_the_next_from_every_starting_index() {
+    for start in 0..=255 {
+        let (memory, mut front, mut back) = pair(4, start);
+        for value in 0..3 {
+            assert!(front.push(&Msg(value)));
+        }
+        let _ = front.publish();
+        let mut requests = back.requests().unwrap();
+        assert!(!requests.respond(&Msg(9)), "nothing is taken yet");
+        assert_eq!(requests.next(), Some(Msg(0)));
+        assert_eq!(requests.next(), Some(Msg(1)));
+        assert!(requests.respond(&Msg(10)));
+        drop(requests);
+        assert_eq!(back.unanswered(), 1);
+        assert_eq!(back.publish_and_arm(), (Notify::Yes, Ok(true)), "one is left");
+        // Comes meanwhile: the batch is what was there when it began.
+        let mut requests = back.requests().unwrap();
+        assert!(front.push(&Msg(3)));
+        let _ = front.publish();
+        assert_eq!(requests.next(), Some(Msg(2)));
+        assert_eq!(requests.next(), None);
+        assert!(requests.respond(&Msg(11)) && requests.respond(&Msg(12)) && !requests.respond(&Msg(13)));
+        drop(requests);
+        assert_eq!(back.arm(), Ok(true));
+        assert_eq!(back.pop(), Ok(Some(Msg(3))));
+        assert!(back.respond(&Msg(13)));
+        let _ = back.publish();
+        let mut responses = front.responses().unwrap();
+        assert_eq!(responses.next(), Some(Msg(10)));
+        drop(responses);
+        assert_eq!(front.free(), 1);
+        assert_eq!(front.arm(), Ok(true), "three are left");
+        assert_eq!(front.pop(), Ok(Some(Msg(11))));
+        assert_eq!(front.responses().unwrap().collect::<Vec<_>>(), [Msg(12), Msg(13)]);
+        assert_eq!(front.arm(), Ok(false));
+        assert_eq!(front.responses().unwrap().count() + back.requests().unwrap().count(), 0);
+        assert_eq!(memory.load(Field::RspEvent, Ordering::Relaxed), start.wrapping_add(5));
+    }
+}
+
+#[test]
+fn an_index_that_goes_back_while_some_are_left_gives_no_more_than_it_claims() {
+    let (memory, mut front, mut back) = pair(4, 254);
+    for value in 0..3 {
+        assert!(front.push(&Msg(value)));
+    }
+    let _ = front.publish();
+    assert_eq!(back.pop(), Ok(Some(Msg(0))));
+    memory.store(Field::ReqProd, 0, Ordering::Relaxed);
+    assert_eq!(back.requests().unwrap().count(), 1);
+    memory.store(Field::ReqProd, 255, Ordering::Relaxed);
+    assert!(back.requests().is_err(), "behind what was taken");
+    memory.store(Field::RspProd, 0, Ordering::Relaxed);
+    assert_eq!(front.pop(), Ok(Some(Msg(0))));
+    memory.store(Field::RspProd, 254, Ordering::Relaxed);
+    assert!(front.responses().is_err());
+    memory.store(Field::RspProd, 0, Ordering::Relaxed);
+    assert!(front.responses().is_err() && front.arm().is_err(), "a broken ring stays broken");
+}
+
+#[test]
 fn back_ring_accepts_a_request_producer_iff_it_is_within_what_was_taken_and_the_size() {
     for start in 0..=255u8 {
         for taken in 0..=4u8 {
@@ -149,7 +230,11 @@ fn back_ring_accepts_a_request_producer_iff_it_is_within_what_was_taken_and_the_
                 }
                 memory.store(Field::ReqProd, lie, Ordering::Relaxed);
                 let ahead = lie.wrapping_sub(start);
-                match back.pop() {
+                let next = match start % 2 {
+                    0 => back.pop(),
+                    _ => back.requests().map(|mut requests| requests.next()),
+                };
+                match next {
                     Ok(None) => assert_eq!(ahead, taken),
                     Ok(Some(_)) => assert!(ahead > taken && ahead <= 4, "{start} {taken} {lie}"),
                     Err(error) => {
@@ -157,6 +242,7 @@ fn back_ring_accepts_a_request_producer_iff_it_is_within_what_was_taken_and_the_
                         assert_eq!(error, RingError::PeerOverflow { claimed: ahead.into(), size: 4 });
                         memory.store(Field::ReqProd, start.wrapping_add(taken), Ordering::Relaxed);
                         assert_eq!(back.pop(), Err(error), "a broken ring stays broken");
+                        assert_eq!(back.requests().map(|requests| requests.count()), Err(error));
                         assert_eq!(back.arm(), Err(error));
                     }
                 }
@@ -177,7 +263,11 @@ fn front_ring_rejects_a_response_producer_beyond_its_requests() {
                 let _ = front.publish();
                 memory.store(Field::RspProd, lie, Ordering::Relaxed);
                 let claimed = lie.wrapping_sub(start);
-                match front.pop() {
+                let next = match start % 2 {
+                    0 => front.pop(),
+                    _ => front.responses().map(|mut responses| responses.next()),
+                };
+                match next {
                     Ok(None) => assert_eq!(claimed, 0),
                     Ok(Some(_)) => assert!(claimed <= outstanding),
                     Err(error) => {

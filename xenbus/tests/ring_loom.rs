@@ -3,7 +3,8 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p xenbus --release --test ring_loom`.
 #![cfg(loom)]
 
-use loom::sync::Arc;
+use std::sync::Arc;
+
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use loom::thread;
 use xen_sys::Wire;
@@ -37,6 +38,11 @@ impl RingMemory for Model {
     type Index = u32;
     type Request = Msg;
     type Response = Msg;
+    type View<'a> = Self;
+
+    fn view(&self) -> Self {
+        self.clone()
+    }
 
     fn slots(&self) -> u32 {
         2
@@ -100,11 +106,20 @@ fn round_trips(count: u32, preemptions: Option<usize>, at_once: bool) {
             thread::spawn(move || {
                 let mut answered = 0;
                 while answered < count {
-                    while let Some(Msg(value)) = back.pop().unwrap() {
+                    // In a batch where both are done at once.
+                    if at_once {
+                        let mut requests = back.requests().unwrap();
+                        while let Some(Msg(value)) = requests.next() {
+                            assert_eq!(value, answered);
+                            assert!(requests.respond(&Msg(value + 100)));
+                            answered += 1;
+                        }
+                    }
+                    while !at_once && let Some(Msg(value)) = back.pop().unwrap() {
                         assert_eq!(value, answered);
                         assert!(back.respond(&Msg(value + 100)));
                         answered += 1;
-                        if !at_once && back.publish() == Notify::Yes {
+                        if back.publish() == Notify::Yes {
                             page.to_front.swap(true, Ordering::Relaxed);
                         }
                     }
@@ -125,7 +140,13 @@ fn round_trips(count: u32, preemptions: Option<usize>, at_once: bool) {
         };
         let (mut sent, mut received) = (0, 0);
         while received < count {
-            while let Some(Msg(value)) = front.pop().unwrap() {
+            if at_once {
+                for Msg(value) in front.responses().unwrap() {
+                    assert_eq!(value, received + 100);
+                    received += 1;
+                }
+            }
+            while !at_once && let Some(Msg(value)) = front.pop().unwrap() {
                 assert_eq!(value, received + 100);
                 received += 1;
             }

@@ -176,20 +176,16 @@ fn submit<K: Kind>(front: &mut Front<K>, first: u64, batch: u32) {
 fn poll_back<K: Kind>(ring: &mut BackRing<Pages<K>>, request: &mut K::Request, notified: &mut u64) -> u64 {
     let mut sum = 0u64;
     loop {
-        loop {
-            match ring.pop_into(request) {
-                Ok(true) => {
-                    in_memory(request);
-                    let (part, response) = K::serve(request);
-                    sum = sum.wrapping_add(part);
-                    if !ring.respond(&response) {
-                        return BROKEN;
-                    }
-                }
-                Ok(false) => break,
-                Err(_) => return BROKEN,
+        let Ok(mut requests) = ring.requests() else { return BROKEN };
+        while requests.next_into(request) {
+            in_memory(request);
+            let (part, response) = K::serve(request);
+            sum = sum.wrapping_add(part);
+            if !requests.respond(&response) {
+                return BROKEN;
             }
         }
+        drop(requests);
         let (notify, more) = ring.publish_and_arm();
         *notified += u64::from(notify == Notify::Yes);
         match more {
@@ -204,14 +200,9 @@ fn poll_back<K: Kind>(ring: &mut BackRing<Pages<K>>, request: &mut K::Request, n
 fn poll_front<K: Kind>(front: &mut Front<K>) -> u64 {
     let mut sum = 0u64;
     loop {
-        loop {
-            match front.ring.pop() {
-                Ok(Some(response)) => {
-                    sum = sum.wrapping_add(K::take(&response));
-                }
-                Ok(None) => break,
-                Err(_) => return BROKEN,
-            }
+        match front.ring.responses() {
+            Ok(responses) => sum = responses.fold(sum, |sum, response| sum.wrapping_add(K::take(&response))),
+            Err(_) => return BROKEN,
         }
         match front.ring.arm() {
             Ok(true) => {}

@@ -77,6 +77,23 @@ impl<M: RingMemory> BackRing<M> {
         Ok(true)
     }
 
+    /// Takes all requests that are there, one after the other, and lets them be answered meanwhile. Those that come meanwhile are seen by
+    /// the next call, or by [`arm`](Self::arm). When it is dropped before its end, the rest stays for later.
+    ///
+    /// # Errors
+    /// As for [`pop`](Self::pop).
+    #[inline]
+    pub fn requests(&mut self) -> Result<Requests<'_, M>, RingError> {
+        let (next, answer) = (self.req_cons, self.rsp_prod);
+        let end = match self.look(&self.memory, next) {
+            Ok(end) => end,
+            Err(prod) => return Err(self.fail(prod)),
+        };
+        let memory = self.memory.view();
+        let state = (&mut self.req_cons, &mut self.req_prod, &mut self.rsp_prod);
+        Ok(Requests { memory, next, end, answer, state })
+    }
+
     /// Writes a response into the next slot; the peer sees it after [`publish`](Self::publish). Returns whether a request
     /// was waiting for one: a response to nothing is not written.
     #[inline]
@@ -93,6 +110,7 @@ impl<M: RingMemory> BackRing<M> {
     /// Makes all responses visible, and tells whether the peer wants an event for them.
     #[inline]
     pub fn publish(&mut self) -> Notify {
+        let memory = self.memory.view();
         let (old, new) = (self.rsp_published, self.rsp_prod);
         if old == new {
             return Notify::No;
@@ -100,8 +118,8 @@ impl<M: RingMemory> BackRing<M> {
         self.rsp_published = new;
         // The slots before the index, for the front end that reads the index; and our index before our look at its wish, which
         // pairs with `FrontRing::arm`.
-        self.memory.announce(Field::RspProd, new);
-        let event = self.memory.load(Field::RspEvent, Ordering::SeqCst);
+        memory.announce(Field::RspProd, new);
+        let event = memory.load(Field::RspEvent, Ordering::SeqCst);
         if passes(old, new, event) { Notify::Yes } else { Notify::No }
     }
 
@@ -110,14 +128,33 @@ impl<M: RingMemory> BackRing<M> {
     ///
     /// # Errors
     /// As for `arm`. What is published is so nevertheless.
-    #[inline]
+    #[inline(always)]
     pub fn publish_and_arm(&mut self) -> (Notify, Result<bool, RingError>) {
-        if self.req_cons != self.req_prod || self.rsp_published == self.rsp_prod {
-            return (self.publish(), self.arm());
+        let memory = self.memory.view();
+        let (cons, old, new) = (self.req_cons, self.rsp_published, self.rsp_prod);
+        let used_up = cons == self.req_prod;
+        let mut notify = Notify::No;
+        if old != new {
+            self.rsp_published = new;
+            if used_up {
+                // Before the barrier of the next, behind which both are looked at: its wish here, its index below.
+                memory.store(Field::ReqEvent, cons.plus(1), Ordering::Relaxed);
+            }
+            // As in `publish`.
+            memory.announce(Field::RspProd, new);
+            if passes(old, new, memory.load(Field::RspEvent, Ordering::SeqCst)) {
+                notify = Notify::Yes;
+            }
+        } else if used_up {
+            // As in `arm`.
+            memory.announce(Field::ReqEvent, cons.plus(1));
         }
-        // Before the barrier in `publish`, behind which both are looked at: its wish there, its index here.
-        self.memory.store(Field::ReqEvent, self.req_cons.plus(1), Ordering::Relaxed);
-        (self.publish(), self.refresh())
+        if !used_up {
+            return (notify, Ok(true));
+        }
+        let seen = self.look(&memory, cons);
+        drop(memory);
+        (notify, self.learn(cons, seen))
     }
 
     /// Asks for an event at the next request. Returns `true` if one has come meanwhile: then go on, no event will tell.
@@ -126,39 +163,114 @@ impl<M: RingMemory> BackRing<M> {
     /// [`RingError`] as [`pop`](Self::pop).
     #[inline]
     pub fn arm(&mut self) -> Result<bool, RingError> {
-        if self.req_cons != self.req_prod {
+        let cons = self.req_cons;
+        if cons != self.req_prod {
             return Ok(true);
         }
         // Our wish before our last look at its index; pairs with `FrontRing::publish`.
-        self.memory.announce(Field::ReqEvent, self.req_cons.plus(1));
+        self.memory.announce(Field::ReqEvent, cons.plus(1));
         self.refresh()
     }
 
     /// Reads the peer's index when what is known of it is used up, and tells whether there are requests.
     #[inline]
     fn refresh(&mut self) -> Result<bool, RingError> {
-        if self.broken.is_some() {
-            return self.fail(0);
+        let cons = self.req_cons;
+        self.learn(cons, self.look(&self.memory, cons))
+    }
+
+    /// Takes what [`look`](Self::look) has seen for what is there.
+    #[inline]
+    fn learn(&mut self, cons: M::Index, seen: Result<M::Index, M::Index>) -> Result<bool, RingError> {
+        match seen {
+            Ok(prod) => {
+                self.req_prod = prod;
+                Ok(prod != cons)
+            }
+            Err(prod) => Err(self.fail(prod)),
         }
-        // Acquire: the index before the slots that it covers. And after our wish, if it is `arm` that asks.
-        let req_prod = self.memory.load(Field::ReqProd, Ordering::SeqCst);
-        let new = req_prod.minus(self.req_cons);
-        if new == 0 {
-            return Ok(false);
-        }
+    }
+
+    /// Reads the peer's index; it is the error, if it may not be that.
+    #[inline]
+    fn look(&self, memory: &impl RingMemory<Index = M::Index>, cons: M::Index) -> Result<M::Index, M::Index> {
         // A slot is the peer's again only when its response is published, so what was published is what counts. An index that has
         // gone back behind what was taken is far ahead, too.
-        if new > self.size() - self.req_cons.minus(self.rsp_published) {
-            return self.fail(req_prod.minus(self.rsp_published));
+        let (size, published) = (self.size(), self.rsp_published);
+        if self.broken.is_some() {
+            return Err(cons);
         }
-        self.req_prod = req_prod;
-        Ok(true)
+        // Acquire: the index before the slots that it covers. And after our wish, if it is `arm` that asks.
+        let req_prod = memory.load(Field::ReqProd, Ordering::SeqCst);
+        if req_prod.minus(cons) > size - cons.minus(published) {
+            return Err(req_prod);
+        }
+        Ok(req_prod)
     }
 
     /// Breaks the ring, if it isn't broken, and tells why it is.
     #[cold]
-    fn fail(&mut self, claimed: u32) -> Result<bool, RingError> {
-        let size = self.size();
-        Err(*self.broken.get_or_insert(RingError::PeerOverflow { claimed, size }))
+    fn fail(&mut self, prod: M::Index) -> RingError {
+        let (claimed, size) = (prod.minus(self.rsp_published), self.size());
+        // What a batch has left is not taken any more: whoever wants it is told instead.
+        self.req_prod = self.req_cons;
+        *self.broken.get_or_insert(RingError::PeerOverflow { claimed, size })
+    }
+}
+
+/// Requests that are there: see [`BackRing::requests`].
+pub struct Requests<'a, M: RingMemory + 'a> {
+    memory: M::View<'a>,
+    /// Here while they are taken and answered, in the ring when that is over: between two of them nobody looks.
+    next: M::Index,
+    end: M::Index,
+    answer: M::Index,
+    state: (&'a mut M::Index, &'a mut M::Index, &'a mut M::Index),
+}
+
+impl<'a, M: RingMemory + 'a> Requests<'a, M> {
+    /// Takes the next into `request`, as [`BackRing::pop_into`] does; returns whether there was one.
+    #[inline]
+    pub fn next_into(&mut self, request: &mut M::Request) -> bool {
+        if self.next == self.end {
+            return false;
+        }
+        self.memory.read_request_into(self.next.slot(self.memory.slots() - 1), request);
+        self.next = self.next.plus(1);
+        true
+    }
+
+    /// Writes a response, as [`BackRing::respond`] does: also to a request that was taken before.
+    #[inline]
+    #[must_use = "without a request nothing was written"]
+    pub fn respond(&mut self, response: &M::Response) -> bool {
+        if self.answer == self.next {
+            return false;
+        }
+        self.memory.write_response(self.answer.slot(self.memory.slots() - 1), response);
+        self.answer = self.answer.plus(1);
+        true
+    }
+}
+
+impl<'a, M: RingMemory + 'a> Iterator for Requests<'a, M> {
+    type Item = M::Request;
+
+    #[inline]
+    fn next(&mut self) -> Option<M::Request> {
+        if self.next == self.end {
+            return None;
+        }
+        let request = self.memory.read_request(self.next.slot(self.memory.slots() - 1));
+        self.next = self.next.plus(1);
+        Some(request)
+    }
+}
+
+impl<'a, M: RingMemory + 'a> Drop for Requests<'a, M> {
+    #[inline]
+    fn drop(&mut self) {
+        let (cons, prod, answered) = &mut self.state;
+        (**cons, **prod, **answered) = (self.next, self.end, self.answer);
     }
 }

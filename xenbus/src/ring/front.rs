@@ -62,17 +62,20 @@ impl<M: RingMemory> FrontRing<M> {
     #[inline]
     #[must_use = "without room nothing was written"]
     pub fn push(&mut self, request: &M::Request) -> bool {
-        if self.free() == 0 {
+        let prod = self.req_prod;
+        if prod.minus(self.rsp_cons) == self.slots {
             return false;
         }
-        self.memory.write_request(self.req_prod.slot(self.memory.slots() - 1), request);
-        self.req_prod = self.req_prod.plus(1);
+        // Before the slot is written, while the compiler knows what it is.
+        self.req_prod = prod.plus(1);
+        self.memory.write_request(prod.slot(self.memory.slots() - 1), request);
         true
     }
 
     /// Makes all pushed requests visible, and tells whether the peer wants an event for them.
     #[inline]
     pub fn publish(&mut self) -> Notify {
+        let memory = self.memory.view();
         let (old, new) = (self.req_published, self.req_prod);
         if old == new {
             return Notify::No;
@@ -80,8 +83,8 @@ impl<M: RingMemory> FrontRing<M> {
         self.req_published = new;
         // The slots before the index, for the back end that reads the index; and our index before our look at its wish, which
         // pairs with `BackRing::arm`.
-        self.memory.announce(Field::ReqProd, new);
-        let event = self.memory.load(Field::ReqEvent, Ordering::SeqCst);
+        memory.announce(Field::ReqProd, new);
+        let event = memory.load(Field::ReqEvent, Ordering::SeqCst);
         if passes(old, new, event) { Notify::Yes } else { Notify::No }
     }
 
@@ -99,49 +102,108 @@ impl<M: RingMemory> FrontRing<M> {
         Ok(Some(response))
     }
 
+    /// Takes all responses that are there, one after the other. Those of them that come meanwhile are seen by the next call, or by
+    /// [`arm`](Self::arm). When it is dropped before its end, the rest stays for later.
+    ///
+    /// # Errors
+    /// As for [`pop`](Self::pop).
+    #[inline]
+    pub fn responses(&mut self) -> Result<Responses<'_, M>, RingError> {
+        let next = self.rsp_cons;
+        let end = match self.look(&self.memory, next) {
+            Ok(end) => end,
+            Err(prod) => return Err(self.fail(prod)),
+        };
+        let memory = self.memory.view();
+        Ok(Responses { memory, next, end, cons: &mut self.rsp_cons, prod: &mut self.rsp_prod })
+    }
+
     /// Asks for an event at the next response. Returns `true` if one has come meanwhile: then go on, no event will tell.
     ///
     /// # Errors
     /// [`RingError`] as [`pop`](Self::pop).
     #[inline]
     pub fn arm(&mut self) -> Result<bool, RingError> {
-        if self.rsp_cons != self.rsp_prod {
+        let (cons, published) = (self.rsp_cons, self.req_published);
+        if cons != self.rsp_prod {
             return Ok(true);
         }
-        let wish = self.rsp_cons.plus(1);
-        if self.rsp_cons == self.req_published {
+        if cons == published && self.broken.is_none() {
             // Nothing is under way, so nothing can come before the next `publish`, which puts its barrier behind our wish.
-            self.memory.store(Field::RspEvent, wish, Ordering::Relaxed);
-        } else {
-            // Our wish before our last look at its index; pairs with `BackRing::publish`.
-            self.memory.announce(Field::RspEvent, wish);
+            self.memory.store(Field::RspEvent, cons.plus(1), Ordering::Relaxed);
+            return Ok(false);
         }
+        // Our wish before our last look at its index; pairs with `BackRing::publish`.
+        self.memory.announce(Field::RspEvent, cons.plus(1));
         self.refresh()
     }
 
     /// Reads the peer's index when what is known of it is used up, and tells whether there are responses.
     #[inline]
     fn refresh(&mut self) -> Result<bool, RingError> {
+        match self.look(&self.memory, self.rsp_cons) {
+            Ok(prod) => {
+                // Before that is the end of what was taken.
+                let more = prod != self.rsp_prod;
+                self.rsp_prod = prod;
+                Ok(more)
+            }
+            Err(prod) => Err(self.fail(prod)),
+        }
+    }
+
+    /// Reads the peer's index; it is the error, if it may not be that.
+    #[inline]
+    fn look(&self, memory: &impl RingMemory<Index = M::Index>, cons: M::Index) -> Result<M::Index, M::Index> {
+        let published = self.req_published;
         if self.broken.is_some() {
-            return self.fail(0);
+            return Err(cons);
         }
         // Acquire: the index before the slots that it covers. And after our wish, if it is `arm` that asks.
-        let rsp_prod = self.memory.load(Field::RspProd, Ordering::SeqCst);
-        let claimed = rsp_prod.minus(self.rsp_cons);
-        if claimed == 0 {
-            return Ok(false);
+        let rsp_prod = memory.load(Field::RspProd, Ordering::SeqCst);
+        if rsp_prod.minus(cons) > published.minus(cons) {
+            return Err(rsp_prod);
         }
-        if claimed > self.req_published.minus(self.rsp_cons) {
-            return self.fail(claimed);
-        }
-        self.rsp_prod = rsp_prod;
-        Ok(true)
+        Ok(rsp_prod)
     }
 
     /// Breaks the ring, if it isn't broken, and tells why it is.
     #[cold]
-    fn fail(&mut self, claimed: u32) -> Result<bool, RingError> {
-        let size = self.req_published.minus(self.rsp_cons);
-        Err(*self.broken.get_or_insert(RingError::PeerOverflow { claimed, size }))
+    fn fail(&mut self, prod: M::Index) -> RingError {
+        let (claimed, size) = (prod.minus(self.rsp_cons), self.req_published.minus(self.rsp_cons));
+        // What a batch has left is not taken any more: whoever wants it is told instead.
+        self.rsp_prod = self.rsp_cons;
+        *self.broken.get_or_insert(RingError::PeerOverflow { claimed, size })
+    }
+}
+
+/// Responses that are there: see [`FrontRing::responses`].
+pub struct Responses<'a, M: RingMemory + 'a> {
+    memory: M::View<'a>,
+    /// Here while they are taken, in the ring when that is over: between two of them nobody looks.
+    next: M::Index,
+    end: M::Index,
+    cons: &'a mut M::Index,
+    prod: &'a mut M::Index,
+}
+
+impl<'a, M: RingMemory + 'a> Iterator for Responses<'a, M> {
+    type Item = M::Response;
+
+    #[inline]
+    fn next(&mut self) -> Option<M::Response> {
+        if self.next == self.end {
+            return None;
+        }
+        let response = self.memory.read_response(self.next.slot(self.memory.slots() - 1));
+        self.next = self.next.plus(1);
+        Some(response)
+    }
+}
+
+impl<'a, M: RingMemory + 'a> Drop for Responses<'a, M> {
+    #[inline]
+    fn drop(&mut self) {
+        (*self.cons, *self.prod) = (self.next, self.end);
     }
 }

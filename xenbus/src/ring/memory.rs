@@ -91,7 +91,13 @@ pub trait RingMemory {
     type Request: Wire;
     /// See `Request`.
     type Response: Wire;
+    /// See [`view`](Self::view).
+    type View<'a>: RingMemory<Index = Self::Index, Request = Self::Request, Response = Self::Response>
+    where
+        Self: 'a;
 
+    /// Returns the same memory once more, for a batch: what tells where it is, the compiler can keep in registers meanwhile.
+    fn view(&self) -> Self::View<'_>;
     /// Returns how many slots there are, a power of two.
     fn slots(&self) -> u32;
     /// Reads an index word.
@@ -129,6 +135,13 @@ pub unsafe trait Backing {
 unsafe impl<G: Grants> Backing for SharedPages<G> {
     fn view(&self) -> Shared<'_> {
         self.shared()
+    }
+}
+
+// SAFETY: what it is a reference to stays where it is as long as the reference is there.
+unsafe impl<B: Backing> Backing for &B {
+    fn view(&self) -> Shared<'_> {
+        (**self).view()
     }
 }
 
@@ -369,6 +382,15 @@ impl<B: Backing, Q: Wire, S: Wire> RingMemory for RingPages<B, Q, S> {
     type Index = u32;
     type Request = Q;
     type Response = S;
+    type View<'a>
+        = RingPages<&'a B, Q, S>
+    where
+        Self: 'a;
+
+    #[inline]
+    fn view(&self) -> Self::View<'_> {
+        RingPages { backing: &self.backing, base: self.base, mask: self.mask, of: core::marker::PhantomData }
+    }
 
     #[inline]
     fn slots(&self) -> u32 {

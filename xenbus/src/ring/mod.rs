@@ -14,10 +14,15 @@
 //!
 //! # What holds whatever the peer does
 //! - Our private indices are the truth. What we have published is never read back.
-//! - The peer's index is read when the last reading is used up, and then bounded: a ring that claims more than it can hold
-//!   is [broken](RingError), once and for all.
+//! - The peer's index is read when the last reading is used up, or when a batch begins, and then bounded: a ring that claims more than it
+//!   can hold is [broken](RingError), once and for all.
 //! - A slot is copied out once, word by word, and never looked at again. How many words there are is told by those that were copied
 //!   ([`Wire::tail`](xen_sys::Wire::tail)).
+//!
+//! # Batches
+//! [`FrontRing::responses`] and [`BackRing::requests`] take what is there by indices of their own, which the compiler can keep in registers,
+//! and write them back when they are dropped, wherever that is. One by one ([`FrontRing::pop`], [`BackRing::pop_into`]) is for a loop that
+//! needs all of its driver in between.
 //!
 //! # Why no event is lost
 //! Each side publishes its index and *then* looks whether the other wants to be told; each side says that it wants to be
@@ -33,8 +38,8 @@ mod front;
 mod memory;
 mod owned;
 
-pub use back::BackRing;
-pub use front::FrontRing;
+pub use back::{BackRing, Requests};
+pub use front::{FrontRing, Responses};
 pub use memory::{Backing, Field, Index, MapPagesError, MappedPages, RingMemory, RingPages};
 pub use owned::OwnedByteRings;
 
@@ -49,10 +54,10 @@ pub(crate) use loom::sync::atomic::Ordering;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the peer may sleep until it is notified"]
 pub enum Notify {
-    /// Send an event.
-    Yes,
     /// It will look by itself.
     No,
+    /// Send an event.
+    Yes,
 }
 
 /// What the peer did to the ring that it may not do, with the evidence. The ring is out of use from then on.

@@ -127,11 +127,11 @@ impl<D: Domain, I: Interface> Rx<D, I> {
                 break;
             }
             while self.posted.len() < slots {
-                match self.ring.pop()? {
-                    Some(page) => self.posted.push_back(page),
-                    // An event tells of the next page, unless one has come meanwhile.
-                    None if self.ring.arm()? => {}
-                    None => return Ok(packets),
+                let missing = slots - self.posted.len();
+                self.posted.extend(self.ring.requests()?.take(missing));
+                // An event tells of the next page, unless one has come meanwhile.
+                if self.posted.len() < slots && !self.ring.arm()? {
+                    return Ok(packets);
                 }
             }
             packets += 1;

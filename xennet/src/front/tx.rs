@@ -98,13 +98,18 @@ struct Slot {
 /// The ring that the front end sends on.
 pub(super) struct Tx<D: Domain, B: Buffer> {
     ring: FrontRing<RingPages<SharedPages<D::Grants>, NetifTxRequest, NetifTxResponse>>,
+    sent: Sent<D, B>,
+    link: Option<Link>,
+}
+
+/// What is in flight.
+struct Sent<D: Domain, B: Buffer> {
     loans: LoanTable<D::Grants, B>,
     slots: Box<[Slot]>,
     /// Packets that are not completed.
     in_flight: u32,
     /// Packets that are answered, and whose pages the back end still maps.
     answered: u32,
-    link: Option<Link>,
 }
 
 impl<D: Domain, B: Buffer> Tx<D, B> {
@@ -113,7 +118,7 @@ impl<D: Domain, B: Buffer> Tx<D, B> {
         let loans = LoanTable::new(grants, peer, ring.size() as u16)?;
         let slot = Slot { in_flight: false, head: 0, waiting: 0, result: Ok(()) };
         let slots = vec![slot; ring.size() as usize].into();
-        Ok(Self { ring, loans, slots, in_flight: 0, answered: 0, link: None })
+        Ok(Self { ring, sent: Sent { loans, slots, in_flight: 0, answered: 0 }, link: None })
     }
 
     pub(super) fn ring_ref(&self) -> GrantRef {
@@ -129,7 +134,7 @@ impl<D: Domain, B: Buffer> Tx<D, B> {
     }
 
     pub(super) const fn in_flight(&self) -> u32 {
-        self.in_flight
+        self.sent.in_flight
     }
 
     pub(super) fn publish(&mut self) -> Notify {
@@ -143,15 +148,15 @@ impl<D: Domain, B: Buffer> Tx<D, B> {
             Err(error) => return Err((error, packet)),
         };
         // There are as many references as slots in the ring, and none is free before its slot is.
-        let head = self.loans.lend(Access::ReadOnly, packet).map_err(|packet| (SubmitError::Full, packet))?;
-        wire.address(self.loans.refs(head));
+        let head = self.sent.loans.lend(Access::ReadOnly, packet).map_err(|packet| (SubmitError::Full, packet))?;
+        wire.address(self.sent.loans.refs(head));
         for (part, raw) in wire.parts().iter().zip(wire.emit()) {
             // There is room, as there was a reference.
             let _ = self.ring.push(&raw);
-            self.slots[usize::from(part.id())] = Slot { in_flight: true, head, waiting: 0, result: Ok(()) };
+            self.sent.slots[usize::from(part.id())] = Slot { in_flight: true, head, waiting: 0, result: Ok(()) };
         }
-        self.slots[usize::from(head)].waiting = wire.parts().len() as u8;
-        self.in_flight += 1;
+        self.sent.slots[usize::from(head)].waiting = wire.parts().len() as u8;
+        self.sent.in_flight += 1;
         counters.tx_packets += 1;
         counters.tx_bytes += wire.len() as u64;
         counters.tx_slots += wire.parts().len() as u64;
@@ -175,14 +180,14 @@ impl<D: Domain, B: Buffer> Tx<D, B> {
         counters: &mut Counters,
         mut done: impl FnMut(Completion<B>),
     ) -> Result<(), QueueError> {
-        if self.answered > 0 {
-            for head in 0..self.slots.len() as u16 {
-                self.finish(head, counters, &mut done);
+        if self.sent.answered > 0 {
+            for head in 0..self.sent.slots.len() as u16 {
+                self.sent.finish(head, counters, &mut done);
             }
         }
         loop {
-            while let Some(response) = self.ring.pop()? {
-                self.take(&response, counters, &mut done)?;
+            for response in self.ring.responses()? {
+                self.sent.take(&response, counters, &mut done)?;
             }
             if !self.ring.arm()? {
                 return Ok(());
@@ -190,6 +195,25 @@ impl<D: Domain, B: Buffer> Tx<D, B> {
         }
     }
 
+    /// Completes all that is in flight, with [`SendError::Lost`] unless it was answered.
+    pub(super) fn give_up(&mut self, counters: &mut Counters, mut done: impl FnMut(Completion<B>)) {
+        (self.sent.in_flight, self.sent.answered) = (0, 0);
+        let slots = &mut self.sent.slots;
+        self.sent.loans.end_all(|head, packet| {
+            let first = slots[usize::from(head)];
+            let result = if first.waiting == 0 { first.result } else { Err(SendError::Lost) };
+            counters.tx_errors += u64::from(result.is_err());
+            let packet = match packet {
+                Ok(packet) => Returned::Whole(packet),
+                Err(held) => Returned::Held(held),
+            };
+            done(Completion { packet, result });
+        });
+        slots.iter_mut().for_each(|slot| slot.in_flight = false);
+    }
+}
+
+impl<D: Domain, B: Buffer> Sent<D, B> {
     fn take(
         &mut self,
         response: &NetifTxResponse,
@@ -232,22 +256,5 @@ impl<D: Domain, B: Buffer> Tx<D, B> {
         counters.tx_errors += u64::from(first.result.is_err());
         done(Completion { packet: Returned::Whole(packet), result: first.result });
         true
-    }
-
-    /// Completes all that is in flight, with [`SendError::Lost`] unless it was answered.
-    pub(super) fn give_up(&mut self, counters: &mut Counters, mut done: impl FnMut(Completion<B>)) {
-        (self.in_flight, self.answered) = (0, 0);
-        let slots = &mut self.slots;
-        self.loans.end_all(|head, packet| {
-            let first = slots[usize::from(head)];
-            let result = if first.waiting == 0 { first.result } else { Err(SendError::Lost) };
-            counters.tx_errors += u64::from(result.is_err());
-            let packet = match packet {
-                Ok(packet) => Returned::Whole(packet),
-                Err(held) => Returned::Held(held),
-            };
-            done(Completion { packet, result });
-        });
-        slots.iter_mut().for_each(|slot| slot.in_flight = false);
     }
 }

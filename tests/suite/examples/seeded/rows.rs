@@ -235,8 +235,8 @@ pub(crate) const ROWS: &[Row] = &[
         class: "index jump, wrap (XSA-38, 39, 86)",
         bug: "a back end takes what cannot be in the ring",
         file: "xenbus/src/ring/back.rs",
-        from: "if new > self.size() - self.req_cons.minus(self.rsp_published) {",
-        to: "if new > self.size() {",
+        from: "if req_prod.minus(cons) > size - cons.minus(published) {",
+        to: "if req_prod.minus(cons) > size {",
         test: test(
             "xenbus",
             "ring",
@@ -247,8 +247,8 @@ pub(crate) const ROWS: &[Row] = &[
         class: "index jump, wrap (XSA-38, 39, 86)",
         bug: "a front end takes answers that it has not asked for",
         file: "xenbus/src/ring/front.rs",
-        from: "if claimed > self.req_published.minus(self.rsp_cons) {",
-        to: "if claimed > self.size() {",
+        from: "if rsp_prod.minus(cons) > published.minus(cons) {",
+        to: "if rsp_prod.minus(cons) > self.size() {",
         test: test("xenbus", "ring", "front_ring_rejects_a_response_producer_beyond_its_requests"),
     },
     Row {
