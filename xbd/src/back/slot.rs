@@ -21,6 +21,8 @@ pub(super) struct Slot {
     /// All its pages, and the first of those with data. Those before have its segments.
     pub(super) pages: List,
     pub(super) data: u16,
+    /// The pages with data are our own, and Xen copies what is in them.
+    pub(super) copied: bool,
     /// Segments that still stand on pages of their own.
     pub(super) indirect: u16,
     /// What the store has still to do, of [`step`].
@@ -41,6 +43,7 @@ impl Slot {
         sectors: 0,
         pages: List::EMPTY,
         data: NONE,
+        copied: false,
         indirect: 0,
         steps: 0,
         started: false,
