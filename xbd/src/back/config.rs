@@ -43,7 +43,7 @@ impl Default for Config {
             max_persistent: 1056,
             idle_ns: 60_000_000_000,
             pages: 1024,
-            copy_limit: 0,
+            copy_limit: 4096,
             copy_pages: 64,
         }
     }

@@ -138,7 +138,7 @@ impl<P: Platform> Copies<P> {
         let mut batch = Batch::new(platform, self.peer, memory);
         let mut next = first;
         while let Some(slot) = slots.get(usize::from(next)) {
-            let (index, wanted) = (next, slot.copied && slot.operation == Operation::Write);
+            let (index, wanted) = (next, slot.copied() && slot.operation == Operation::Write);
             let mut number = if wanted { slot.data } else { NONE };
             next = slot.link;
             while let Some(page) = self.pages.get(usize::from(number)) {
@@ -166,7 +166,7 @@ impl<P: Platform> Copies<P> {
         let mut next = first;
         while let Some(slot) = slots.get(usize::from(next)) {
             let (index, wanted) = (next, slot.operation == Operation::Read && slot.status == Status::Okay);
-            let mut number = if slot.copied { slot.data } else { NONE };
+            let mut number = if slot.copied() { slot.data } else { NONE };
             next = slot.link;
             while let Some(page) = self.pages.get_mut(usize::from(number)) {
                 if wanted {

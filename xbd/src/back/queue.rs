@@ -22,7 +22,7 @@ use xenbus::ring::{Notify, RingError};
 use super::BackError;
 use super::config::{Config, Counters};
 use super::copies::Copies;
-use super::pages::{List, NONE, Pages};
+use super::pages::{List, Pages};
 use super::ring::Ring;
 use super::slot::{Slot, push, step};
 use super::store::{Chain, Parts, Started, Store, StoreFault, Token, Work};
@@ -291,21 +291,38 @@ impl<D: Domain, S: Store> Queue<D, S> {
             sectors += segment.sectors();
         }
         let index = self.free;
-        let copied = self.copies.take(sectors, segments.len());
-        let fits = copied || self.room() >= segments.len();
-        let fits = fits && self.has(sector, sectors) && !(write && self.disk.read_only);
+        if self.copies.take(sectors, segments.len()) {
+            return self.take_copied(sectors);
+        }
+        let fits = self.room() >= segments.len() && self.has(sector, sectors) && !(write && self.disk.read_only);
         // The ring lets no more requests in than there are slots.
         let Some(slot) = self.slots.get_mut(usize::from(index)).filter(|_| fits) else { return false };
         self.free = slot.link;
         let operation = if write { Operation::Write } else { Operation::Read };
         let mut pages = List::EMPTY;
-        let own = if copied { self.copies.add(segments, write) } else { NONE };
-        for segment in if copied { &[] } else { segments } {
+        for segment in segments {
             let part = (segment.first_sect, segment.last_sect);
             let _ = self.pages.add_here(&mut pages, segment.gref, part, access(operation));
         }
-        let data = if copied { own } else { pages.first };
-        *slot = Slot { id, operation, sector, sectors, pages, data, copied, steps: step::WORK, ..Slot::FREE };
+        let data = pages.first;
+        *slot = Slot { id, operation, sector, sectors, pages, data, steps: step::WORK, ..Slot::FREE };
+        self.counters.segments += segments.len() as u64;
+        self.busy += 1;
+        push(&mut self.slots, &mut self.taken, index);
+        true
+    }
+
+    /// The same of a request that is copied, and has so many sectors.
+    #[inline(never)]
+    fn take_copied(&mut self, sectors: u64) -> bool {
+        let Some(Direct { id, write, sector, segments }) = self.ring.direct() else { return false };
+        let index = self.free;
+        let fits = self.has(sector, sectors) && !(write && self.disk.read_only);
+        let Some(slot) = self.slots.get_mut(usize::from(index)).filter(|_| fits) else { return false };
+        self.free = slot.link;
+        let operation = if write { Operation::Write } else { Operation::Read };
+        let data = self.copies.add(segments, write);
+        *slot = Slot { id, operation, sector, sectors, data, steps: step::WORK | step::COPIED, ..Slot::FREE };
         self.counters.segments += segments.len() as u64;
         self.busy += 1;
         push(&mut self.slots, &mut self.taken, index);
@@ -543,13 +560,12 @@ impl<D: Domain, S: Store> Queue<D, S> {
     /// Asks the store for what is to be done of a request.
     #[inline]
     fn run(&mut self, index: u16) {
-        let Self { slots, pages, copies, store, .. } = self;
+        let Self { slots, pages, store, .. } = self;
         let slot = &mut slots[usize::from(index)];
         if slot.steps != step::WORK || !matches!(slot.operation, Operation::Read | Operation::Write) {
             return self.run_steps(index);
         }
-        let chain: &dyn Chain = if slot.copied { copies } else { pages };
-        let (sector, parts) = (slot.sector, Parts::chain(chain, slot.data, slot.sectors as usize * SECTOR));
+        let (sector, parts) = (slot.sector, Parts::chain(pages, slot.data, slot.sectors as usize * SECTOR));
         let work = if slot.operation == Operation::Read {
             Work::Read { sector, parts }
         } else {
@@ -571,11 +587,11 @@ impl<D: Domain, S: Store> Queue<D, S> {
         loop {
             let Self { slots, pages, copies, store, .. } = self;
             let slot = &mut slots[usize::from(index)];
-            let chain: &dyn Chain = if slot.copied { copies } else { pages };
+            let chain: &dyn Chain = if slot.copied() { copies } else { pages };
             let parts = || Parts::chain(chain, slot.data, slot.sectors as usize * SECTOR);
             let (sector, sectors) = (slot.sector, slot.sectors);
             let work = match (slot.steps & slot.steps.wrapping_neg(), slot.operation) {
-                (0, _) => return self.finish(index),
+                (0 | step::COPIED, _) => return self.finish(index),
                 (step::WORK, Operation::Read) => Work::Read { sector, parts: parts() },
                 (step::WORK, Operation::Write | Operation::Barrier) => Work::Write { sector, parts: parts() },
                 (step::WORK, Operation::Discard) => Work::Discard { sector, sectors, secure: false },
