@@ -54,11 +54,11 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 
 /// Opens a bed of a disk; null if that fails. `arena` is memory for all that it allocates.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn block_open(host: *const Host, persistent: u64, arena: *mut u8, len: usize) -> *mut Bed {
+unsafe extern "C" fn block_open(host: *const Host, way: u64, arena: *mut u8, len: usize) -> *mut Bed {
     ARENA.next.store(arena, Relaxed);
     ARENA.end.store(arena.wrapping_add(len), Relaxed);
     // SAFETY: as the caller promises.
-    let bed = unsafe { Bed::open(*host, persistent != 0) };
+    let bed = unsafe { Bed::open(*host, way) };
     bed.map_or(core::ptr::null_mut(), |bed| Box::into_raw(Box::new(bed)))
 }
 

@@ -188,6 +188,13 @@ impl Store for Xenstore {
 
 type Domain = Services<Here, GrantTable<Here>, EventChannels<Here>, Xenstore>;
 
+/// The back end maps the pages of each request.
+pub const MAPPED: u64 = 0;
+/// Data is copied by the front end, by way of pages that stay granted and mapped.
+pub const KEPT: u64 = 1;
+/// The back end lets the hypervisor copy.
+pub const COPIED: u64 = 2;
+
 /// Both ends of a disk, connected.
 #[allow(missing_debug_implementations, reason = "nobody prints it")]
 pub struct Bed {
@@ -200,14 +207,14 @@ pub struct Bed {
 }
 
 impl Bed {
-    /// Connects them. With `persistent`, data is copied, by way of pages that stay granted and mapped.
+    /// Connects them. `way` is one of [`MAPPED`], [`KEPT`] and [`COPIED`].
     ///
     /// # Errors
     /// What has gone wrong.
     ///
     /// # Safety
     /// What `host` names is nobody else's and stays, and its hypervisor does what it is asked.
-    pub unsafe fn open(host: Host, persistent: bool) -> Result<Self, String> {
+    pub unsafe fn open(host: Host, way: u64) -> Result<Self, String> {
         let given = [const { AtomicUsize::new(0) }; 2];
         let here = Here(Box::leak(Box::new(Machine { host, given })));
         let page = || here.alloc(Region::Memory, 1).ok_or("no memory");
@@ -230,10 +237,12 @@ impl Bed {
                 written.map_err(|error| format!("{error}"))?;
             }
         }
-        let config = front::Config { persistent, ..front::Config::default() };
+        let config = front::Config { persistent: way == KEPT, ..front::Config::default() };
         let front = Front::new(&domain, ours, config).map_err(|error| format!("front end: {error}"))?;
         let bytes = Box::leak(Box::new(AtomicU64::new(0)));
-        let back = Back::new(&domain, theirs, Disk { bytes }, back::Config::default());
+        let config = back::Config { copy_limit: if way == COPIED { 45056 } else { 0 }, ..back::Config::default() };
+        let config = back::Config { copy_pages: 352, ..config };
+        let back = Back::new(&domain, theirs, Disk { bytes }, config);
         let back = back.map_err(|error| format!("back end: {error}"))?;
         let buffers = here.alloc(Region::Memory, (DEPTH * SEGMENTS) as usize).ok_or("no memory for buffers")?;
         let mut bed = Self { here, front, back, buffers, sector: 0 };

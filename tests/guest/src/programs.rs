@@ -7,6 +7,7 @@ mod conformance;
 mod crash;
 mod dom0;
 mod fast;
+mod grants;
 mod hello;
 mod hostile;
 mod linux;
@@ -48,6 +49,7 @@ pub static PROGRAMS: &[Program] = &[
     Program { name: "saved", about: "keeps disks busy while a Linux dom0 saves and restores it", run: saved::run },
     Program { name: "hostile", about: "breaks every rule of the protocol on a disk: [seed=N]", run: hostile::run },
     Program { name: "bench", about: "reads a disk: [passes=N] [persistent=yes]", run: bench::run },
+    Program { name: "grants", about: "measures mapping beside copying: [shift=N]", run: grants::run },
     Program {
         name: "conformance",
         about: "makes calls and errors, and tells what Xen or xenstored says",

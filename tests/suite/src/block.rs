@@ -37,6 +37,8 @@ pub const SMALL_BACK: back::Config = back::Config {
     max_persistent: 0,
     idle_ns: 0,
     pages: 32,
+    copy_limit: 0,
+    copy_pages: 0,
 };
 
 /// A front end that fits.

@@ -190,7 +190,7 @@ fn block_again<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<Str
 }
 
 /// Ways in which a disk is used.
-fn ways() -> [(&'static str, front::Config, back::Config); 4] {
+fn ways() -> [(&'static str, front::Config, back::Config); 5] {
     let front = front::Config { max_queues: 2, max_ring_pages: 4, ..front::Config::DEFAULT };
     let back =
         back::Config { max_queues: 2, max_ring_pages: 4, max_persistent: 256, pages: 300, ..back::Config::default() };
@@ -199,6 +199,11 @@ fn ways() -> [(&'static str, front::Config, back::Config); 4] {
         ("grants that stay mapped", front::Config { persistent: true, max_grants: 200, ..front }, back),
         ("a back end that isn't trusted", front::Config { trusted: false, max_grants: 200, ..front }, back),
         ("direct requests alone", front, back::Config { max_indirect_segments: 0, persistent: false, ..back }),
+        (
+            "direct requests that are copied",
+            front,
+            back::Config { max_indirect_segments: 0, persistent: false, copy_limit: 45056, ..back },
+        ),
     ]
 }
 

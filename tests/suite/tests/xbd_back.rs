@@ -23,7 +23,7 @@ use xenbus::store::{Store, Tx};
 const SECTORS: u64 = 1024;
 
 fn config() -> Config {
-    Config::default()
+    Config { copy_limit: 0, ..Config::default() }
 }
 
 fn disk() -> Slow {

@@ -21,6 +21,11 @@ use xen_sys::grant_table::{GNTST_eagain, GNTST_general_error, GNTTABOP_map_grant
 const SECTORS: u64 = 2048;
 const PERSISTENT: Asks = Asks { queues: 1, pages: 1, persistent: true };
 
+/// Everything is mapped.
+fn config() -> Config {
+    Config { copy_limit: 0, ..Config::default() }
+}
+
 fn disk() -> Slow {
     Slow::new(SECTORS as usize)
 }
@@ -39,7 +44,7 @@ fn full_ring_costs_one_hypercall_to_map_and_one_to_unmap_and_none_if_grants_are_
     let okay = vec![Status::Okay; DEPTH as usize];
     for persistent in [false, true] {
         let disk = disk();
-        let mut rig = Rig::<X86_64>::new(&disk, Config::default(), Asks { persistent, ..Asks::default() });
+        let mut rig = Rig::<X86_64>::new(&disk, config(), Asks { persistent, ..Asks::default() });
         let pages = Granted::many(&rig.bed, DEPTH as usize);
         for round in 0..3 {
             let before = rig.ledger();
@@ -77,7 +82,7 @@ fn full_ring_costs_one_hypercall_to_map_and_one_to_unmap_and_none_if_grants_are_
 fn indirect_requests_cost_one_more_hypercall_for_all_of_them() {
     for persistent in [false, true] {
         let disk = disk();
-        let mut rig = Rig::<X86_64>::new(&disk, Config::default(), Asks { persistent, ..Asks::default() });
+        let mut rig = Rig::<X86_64>::new(&disk, config(), Asks { persistent, ..Asks::default() });
         let pages = Granted::many(&rig.bed, 32);
         let tables: Vec<_> = pages.chunks(4).map(|pages| table(&rig.bed, &whole(pages)).remove(0)).collect();
         let requests: Vec<_> = tables
@@ -103,7 +108,7 @@ fn indirect_requests_cost_one_more_hypercall_for_all_of_them() {
 #[test]
 fn segments_are_read_once_and_from_pages_that_we_can_not_write() {
     let disk = disk();
-    let mut rig = Rig::<X86_64>::new(&disk, Config::default(), Asks::default());
+    let mut rig = Rig::<X86_64>::new(&disk, config(), Asks::default());
     let pages = Granted::many(&rig.bed, 2);
     // Granted for reading only, as a page of segments may be.
     let mut refs = [GrantRef(0)];
@@ -131,7 +136,7 @@ fn segments_are_read_once_and_from_pages_that_we_can_not_write() {
 #[test]
 fn grants_are_kept_only_if_both_ends_want_it() {
     for (ours, theirs) in [(false, false), (false, true), (true, false), (true, true)] {
-        let config = Config { persistent: ours, ..Config::default() };
+        let config = Config { persistent: ours, ..config() };
         let mut rig = Rig::<X86_64>::new(&disk(), config, Asks { persistent: theirs, ..Asks::default() });
         let offered = rig.bed.read(&rig.bed.back, &format!("{}/feature-persistent", rig.bed.device.back_path()));
         assert_eq!(offered, Some(u8::from(ours).to_string()));
@@ -147,7 +152,7 @@ fn grants_are_kept_only_if_both_ends_want_it() {
 
 #[test]
 fn grant_that_was_not_used_for_longest_makes_room_for_a_new_one() {
-    let config = Config { max_persistent: 8, ..Config::default() };
+    let config = Config { max_persistent: 8, ..config() };
     let mut rig = Rig::<X86_64>::new(&disk(), config, PERSISTENT);
     let pages = Granted::many(&rig.bed, 17);
     // Twice the quota, again and again: never more than the quota.
@@ -178,7 +183,7 @@ fn grant_that_was_not_used_for_longest_makes_room_for_a_new_one() {
 
 #[test]
 fn more_grants_at_once_than_may_be_kept_are_mapped_for_the_time_being() {
-    let config = Config { max_persistent: 8, ..Config::default() };
+    let config = Config { max_persistent: 8, ..config() };
     let disk = disk();
     let mut rig = Rig::<X86_64>::new(&disk, config, PERSISTENT);
     let pages = Granted::many(&rig.bed, 32);
@@ -194,7 +199,7 @@ fn more_grants_at_once_than_may_be_kept_are_mapped_for_the_time_being() {
 fn grant_that_nobody_uses_is_not_kept_for_ever() {
     let second = 1_000_000_000;
     for by_poll in [false, true] {
-        let config = Config { idle_ns: 60 * second, ..Config::default() };
+        let config = Config { idle_ns: 60 * second, ..config() };
         let mut rig = Rig::<X86_64>::new(&disk(), config, PERSISTENT);
         let pages = Granted::many(&rig.bed, 3);
         assert_eq!(rig.back.back.next_tend_ns(), None);
@@ -234,7 +239,7 @@ fn grant_that_nobody_uses_is_not_kept_for_ever() {
 #[test]
 fn kept_grant_that_another_request_uses_is_mapped_once_more() {
     let disk = disk();
-    let mut rig = Rig::<X86_64>::new(&disk, Config::default(), PERSISTENT);
+    let mut rig = Rig::<X86_64>::new(&disk, config(), PERSISTENT);
     let pages = Granted::many(&rig.bed, 1);
     let request = direct(Operation::Write, 1, 0, &pages);
     for _ in 0..2 {
@@ -265,7 +270,7 @@ fn kept_grant_that_another_request_uses_is_mapped_once_more() {
 #[test]
 fn kept_grant_is_written_though_it_was_mapped_for_a_write_of_the_disk() {
     let disk = disk();
-    let mut rig = Rig::<X86_64>::new(&disk, Config::default(), PERSISTENT);
+    let mut rig = Rig::<X86_64>::new(&disk, config(), PERSISTENT);
     let pages = Granted::many(&rig.bed, 1);
     assert_eq!(rig.one(&direct(Operation::Write, 1, 0, &pages)), Status::Okay);
     assert_eq!(rig.one(&direct(Operation::Read, 1, 8, &pages)), Status::Okay);
@@ -277,7 +282,7 @@ fn kept_grant_is_written_though_it_was_mapped_for_a_write_of_the_disk() {
 #[test]
 fn front_end_that_ends_a_kept_grant_gets_its_page_back_when_we_let_go_of_it() {
     let disk = disk();
-    let mut rig = Rig::<X86_64>::new(&disk, Config::default(), PERSISTENT);
+    let mut rig = Rig::<X86_64>::new(&disk, config(), PERSISTENT);
     let mut pages = Granted::many(&rig.bed, 3);
     assert_eq!(statuses(&mut rig, &reads(&pages)), [Status::Okay; 3]);
     let liar = pages.remove(1);
@@ -288,7 +293,7 @@ fn front_end_that_ends_a_kept_grant_gets_its_page_back_when_we_let_go_of_it() {
     assert_eq!(rig.bed.front.grants.stats().quarantined_pages, 1);
     // The page can still be written, for it is nobody's yet.
     assert_eq!(rig.one(&request), Status::Okay);
-    let now = rig.bed.back.platform.now_ns() + Config::default().idle_ns;
+    let now = rig.bed.back.platform.now_ns() + config().idle_ns;
     rig.back.back.tend(now);
     rig.bed.front.grants.retry_quarantine();
     assert_eq!(rig.bed.front.grants.stats().quarantined_pages, 0);
@@ -306,7 +311,7 @@ fn page_that_can_not_be_mapped_fails_its_request_alone() {
             let pages_each = 3;
             for nth in 1..=requests * pages_each {
                 let disk = disk();
-                let mut rig = Rig::<X86_64>::new(&disk, Config::default(), Asks { persistent, ..Asks::default() });
+                let mut rig = Rig::<X86_64>::new(&disk, config(), Asks { persistent, ..Asks::default() });
                 let pages = Granted::many(&rig.bed, requests * pages_each);
                 let batch: Vec<_> = pages
                     .chunks(pages_each)
@@ -341,7 +346,7 @@ fn page_of_an_indirect_request_that_can_not_be_mapped_fails_it_alone() {
     for persistent in [false, true] {
         // Two requests: two pages of segments, then four and four pages of data.
         for nth in 1..=10 {
-            let mut rig = Rig::<X86_64>::new(&disk(), Config::default(), Asks { persistent, ..Asks::default() });
+            let mut rig = Rig::<X86_64>::new(&disk(), config(), Asks { persistent, ..Asks::default() });
             let pages = Granted::many(&rig.bed, 8);
             let tables: Vec<_> = pages.chunks(4).map(|pages| table(&rig.bed, &whole(pages)).remove(0)).collect();
             let requests = [0, 1].map(|id| indirect(Operation::Read, id as u64, 0, 4, &tables[id..=id]));
@@ -370,7 +375,7 @@ fn page_of_an_indirect_request_that_can_not_be_mapped_fails_it_alone() {
 
 #[test]
 fn map_that_is_refused_as_a_whole_fails_what_was_in_it_and_a_page_that_is_paged_in_is_waited_for() {
-    let mut rig = Rig::<X86_64>::new(&disk(), Config::default(), PERSISTENT);
+    let mut rig = Rig::<X86_64>::new(&disk(), config(), PERSISTENT);
     let pages = Granted::many(&rig.bed, 4);
     let kind = Some(Kind::grant(GNTTABOP_map_grant_ref));
     rig.bed.machine.order(Fault::Hypercall { domain: Some(rig.bed.back.id), kind, nth: 1, errno: XEN_ENOMEM });
@@ -385,7 +390,7 @@ fn map_that_is_refused_as_a_whole_fails_what_was_in_it_and_a_page_that_is_paged_
 
 #[test]
 fn kept_page_that_can_not_be_unmapped_is_lost_and_no_other() {
-    let config = Config { max_persistent: 2, ..Config::default() };
+    let config = Config { max_persistent: 2, ..config() };
     let mut rig = Rig::<X86_64>::new(&disk(), config, PERSISTENT);
     let pages = Granted::many(&rig.bed, 4);
     assert_eq!(statuses(&mut rig, &reads(&pages[..2])), [Status::Okay; 2]);
@@ -402,7 +407,7 @@ fn kept_page_that_can_not_be_unmapped_is_lost_and_no_other() {
 #[test]
 fn requests_without_room_for_their_pages_wait_for_their_turn_and_none_for_ever() {
     for persistent in [false, true] {
-        let config = Config { pages: 33, max_indirect_segments: 32, max_persistent: 1, ..Config::default() };
+        let config = Config { pages: 33, max_indirect_segments: 32, max_persistent: 1, ..config() };
         let disk = disk();
         let mut rig = Rig::<X86_64>::new(&disk, config, Asks { persistent, ..Asks::default() });
         let pages = Granted::many(&rig.bed, 32);
@@ -430,7 +435,7 @@ fn requests_without_room_for_their_pages_wait_for_their_turn_and_none_for_ever()
 
 #[test]
 fn request_that_fits_no_more_since_pages_are_lost_is_an_error_and_smaller_ones_are_served() {
-    let config = Config { pages: 1, max_indirect_segments: 32, persistent: false, ..Config::default() };
+    let config = Config { pages: 1, max_indirect_segments: 32, persistent: false, ..config() };
     let mut rig = Rig::<X86_64>::new(&disk(), config, Asks::default());
     let pages = Granted::many(&rig.bed, 32);
     let segments = table(&rig.bed, &whole(&pages));
@@ -448,7 +453,7 @@ fn request_that_fits_no_more_since_pages_are_lost_is_an_error_and_smaller_ones_a
 
 #[test]
 fn grants_that_are_kept_go_before_a_request_would_not_fit() {
-    let config = Config { pages: 1, max_indirect_segments: 32, max_persistent: 32, ..Config::default() };
+    let config = Config { pages: 1, max_indirect_segments: 32, max_persistent: 32, ..config() };
     let mut rig = Rig::<X86_64>::new(&disk(), config, PERSISTENT);
     let pages = Granted::many(&rig.bed, 32);
     let segments = table(&rig.bed, &whole(&pages));
@@ -509,7 +514,7 @@ fn bad_requests<L: Layout>(persistent: bool) {
     let disk = disk();
     disk.0.borrow_mut().discard = Some(Discard { granularity: 512, alignment: 0, secure: true });
     // A small stock, so that there are evictions and waits as well.
-    let config = Config { max_persistent: 3, pages: 300, ..Config::default() };
+    let config = Config { max_persistent: 3, pages: 300, ..config() };
     let mut rig = Rig::<L>::new(&disk, config, Asks { persistent, ..Asks::default() });
     let good = Granted::many(&rig.bed, 3);
     let good_table = table(&rig.bed, &whole(&good));

@@ -16,7 +16,7 @@ use xbd::protocol::{Data, IndirectPages, Layout, Operation, Request, Segment, St
 const SECTORS: u64 = 1024;
 
 fn config() -> Config {
-    Config::default()
+    Config { copy_limit: 0, ..Config::default() }
 }
 
 fn disk() -> Slow {

@@ -12,6 +12,7 @@ use hypercall::Platform;
 use hypercall::grant::{Access, Grants};
 use hypercall::mem::Pages;
 use mock::{Fault, Kind};
+use xbd::back::Config;
 use xbd::protocol::Operation;
 use xen_sys::grant_table::{GNTST_general_error, GNTTABOP_unmap_grant_ref};
 use xen_sys::io::blkif::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, BlkifOp, BlkifRequest};
@@ -21,8 +22,17 @@ use xenbus::store::{Store, Tx};
 const SECTORS: u64 = 1024;
 
 fn connected(seed: u64, disk: &Slow) -> (Bed, BackOwner<Slow>, RawFront) {
+    connected_with(seed, disk, Config::default())
+}
+
+/// The same; the pages of all requests are mapped, be they ever so small.
+fn mapping(seed: u64, disk: &Slow) -> (Bed, BackOwner<Slow>, RawFront) {
+    connected_with(seed, disk, Config { copy_limit: 0, ..Config::default() })
+}
+
+fn connected_with(seed: u64, disk: &Slow, config: Config) -> (Bed, BackOwner<Slow>, RawFront) {
     let bed = Bed::new(seed);
-    let mut back = BackOwner::new(&bed, disk.clone());
+    let mut back = BackOwner::with(&bed, disk.clone(), config).unwrap();
     back.follow(&bed);
     assert_eq!(bed.back_state().as_deref(), Some("2"));
     let front = RawFront::offer(&bed);
@@ -185,7 +195,7 @@ fn grants_that_are_not_there_or_not_ours_or_read_only_are_refused_and_nothing_st
     // The same page eleven times is the front end's own business.
     let same = raw_request(BlkifOp::WRITE, 1, 0, &[good[0].gref(); 11]);
     assert_eq!(one(&bed, &mut back, &mut front, &same), BLKIF_RSP_OKAY);
-    assert_eq!(back.counters().unmappable, 5 * 11 + 1);
+    assert_eq!((back.counters().unmappable, back.counters().copy_failed), (5 * 11, 1));
     honest_at_full_depth(&bed, &mut back, &mut front, &disk);
     drop(good);
     for gref in refs {
@@ -470,7 +480,7 @@ fn what_a_front_end_makes_us_report_has_a_rate() {
 fn front_end_that_dies_while_the_disk_works_is_let_go_of_when_it_is_done_and_not_before() {
     for dead in [false, true] {
         let disk = Slow::new(SECTORS as usize);
-        let (bed, mut back, mut front) = connected(13, &disk);
+        let (bed, mut back, mut front) = mapping(13, &disk);
         let pages: Vec<_> = (0..5).map(|_| Granted::new(&bed)).collect();
         disk.hold(true);
         for (id, page) in (0..).zip(&pages) {
@@ -507,7 +517,7 @@ fn front_end_that_dies_while_the_disk_works_is_let_go_of_when_it_is_done_and_not
 #[test]
 fn back_end_that_is_dropped_while_its_disk_works_leaves_the_memory_mapped() {
     let disk = Slow::new(SECTORS as usize);
-    let (bed, mut back, mut front) = connected(14, &disk);
+    let (bed, mut back, mut front) = mapping(14, &disk);
     let page = Granted::new(&bed);
     page.fill(1);
     disk.hold(true);

@@ -6,6 +6,7 @@ mod common;
 use common::{BackOwner, Bed, DEPTH, FrontOwner, Slow, follow_both};
 use hypercall::DomId;
 use mock::{Fault, Kind, Refusal};
+use xbd::back;
 use xbd::protocol::Operation;
 use xen_sys::errno::*;
 use xen_sys::event_channel::EVTCHNOP_close;
@@ -27,7 +28,9 @@ struct Pair {
 impl Pair {
     fn new(seed: u64) -> Self {
         let (bed, disk) = (Bed::new(seed), Slow::new(SECTORS));
-        let (front, back) = (FrontOwner::new(&bed), BackOwner::new(&bed, disk.clone()));
+        // What is mapped is what the life of a disk has to wait for.
+        let config = back::Config { copy_limit: 0, ..back::Config::default() };
+        let (front, back) = (FrontOwner::new(&bed), BackOwner::with(&bed, disk.clone(), config).unwrap());
         Self { bed, disk, front, back }
     }
 

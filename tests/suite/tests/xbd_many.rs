@@ -18,7 +18,7 @@ use xen_sys::event_channel::EVTCHNOP_unmask;
 const SECTORS: usize = 1024;
 
 fn rig(disk: &Slow, persistent: bool) -> Rig<X86_64> {
-    Rig::new(disk, Config::default(), Asks { persistent, ..Asks::default() })
+    Rig::new(disk, Config { copy_limit: 0, ..Config::default() }, Asks { persistent, ..Asks::default() })
 }
 
 const MS: u64 = 1_000_000;

@@ -25,6 +25,12 @@ pub struct Config {
     /// Pages that a queue has mapped at most beside those that it keeps mapped. Requests wait when there is no room for theirs. At least
     /// what the largest request needs, whatever is said here.
     pub pages: u16,
+    /// Bytes of the largest request whose pages are not mapped: Xen copies its data, from or to pages of this domain. 0 for none. Indirect
+    /// requests are always mapped, and all of a front end whose grants are kept mapped.
+    pub copy_limit: u32,
+    /// Pages that a queue has for what is copied, one a segment. A request for which there are not enough is mapped. No more than its ring
+    /// can need.
+    pub copy_pages: u16,
 }
 
 impl Default for Config {
@@ -37,6 +43,8 @@ impl Default for Config {
             max_persistent: 1056,
             idle_ns: 60_000_000_000,
             pages: 1024,
+            copy_limit: 4096,
+            copy_pages: 64,
         }
     }
 }
@@ -96,6 +104,10 @@ pub struct Counters {
     pub store_faults: u64,
     /// Times that a request had to wait for what was before it: for its pages, or because it is a barrier.
     pub waits: u64,
+    /// Pages of requests that Xen has copied.
+    pub copied: u64,
+    /// Requests whose data could not be copied.
+    pub copy_failed: u64,
     /// Grants mapped.
     pub mapped: u64,
     /// Grants that are kept mapped now.
@@ -123,6 +135,8 @@ impl AddAssign for Counters {
         self.unmappable += other.unmappable;
         self.store_faults += other.store_faults;
         self.waits += other.waits;
+        self.copied += other.copied;
+        self.copy_failed += other.copy_failed;
         self.mapped += other.mapped;
         self.persistent += other.persistent;
         self.reused += other.reused;

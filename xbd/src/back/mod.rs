@@ -15,6 +15,7 @@
 //! directory itself: everything is let go of, and nothing written any more.
 
 mod config;
+mod copies;
 mod pages;
 mod queue;
 mod ring;

@@ -297,6 +297,7 @@ impl<P: Platform> Pages<P> {
         }
     }
 
+    #[inline(always)]
     fn release_each(&mut self, request: List, now_ns: u64) {
         let mut next = request.first;
         while let Some(page) = self.pages.get_mut(usize::from(next)) {

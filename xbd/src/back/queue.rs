@@ -4,6 +4,8 @@
 //!   ring ─► take ─────► map all pages ─► begin ─► Store::start ──────► settle: unmap all, answer all ─► publish
 //!           check,         in a batch                  │ pending        ▲
 //!           admit                                      └─► completed ───┘
+//!
+//! The data of small requests is copied instead, by Xen: of writes where pages are mapped, of reads where they are unmapped.
 //! ```
 
 use alloc::boxed::Box;
@@ -19,10 +21,11 @@ use xenbus::ring::{Notify, RingError};
 
 use super::BackError;
 use super::config::{Config, Counters};
+use super::copies::Copies;
 use super::pages::{List, Pages};
 use super::ring::Ring;
 use super::slot::{Slot, push, step};
-use super::store::{Parts, Started, Store, StoreFault, Token, Work};
+use super::store::{Chain, Parts, Started, Store, StoreFault, Token, Work};
 use crate::features::{self, Abi, Disk};
 use crate::protocol::{Answer, Data, Direct, Operation, Request, Segment, Status};
 use crate::{SECTOR, SEGMENTS_PER_PAGE};
@@ -46,6 +49,7 @@ pub struct Queue<D: Domain, S: Store> {
     ring: Ring<D::Platform>,
     channel: Channel<D::Events>,
     pages: Pages<D::Platform>,
+    copies: Copies<D::Platform>,
     slots: Box<[Slot]>,
     free: u16,
     /// Taken from the ring, to be given to the store.
@@ -92,6 +96,8 @@ impl<D: Domain, S: Store> Queue<D, S> {
         let size = ring_end.size();
         let kept = if persistent { usize::from(config.max_persistent) } else { 0 };
         let pages = Pages::new(platform, peer, config.working_pages(size), kept)?;
+        let copies =
+            if persistent { Copies::none(platform, peer)? } else { Copies::new(platform, peer, config, size)? };
         let mut slots = vec![Slot::FREE; size as usize];
         for (index, slot) in slots.iter_mut().enumerate().take(size as usize - 1) {
             slot.link = index as u16 + 1;
@@ -104,6 +110,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
             ring: ring_end,
             channel,
             pages,
+            copies,
             slots: slots.into(),
             free: 0,
             taken: List::EMPTY,
@@ -136,6 +143,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
     pub fn counters(&self) -> Counters {
         let mut counters = self.counters;
         self.pages.count(&mut counters);
+        self.copies.count(&mut counters);
         counters
     }
 
@@ -288,6 +296,9 @@ impl<D: Domain, S: Store> Queue<D, S> {
             sectors += segment.sectors();
         }
         let index = self.free;
+        if self.copies.take(sectors, segments.len()) {
+            return self.take_copied(sectors);
+        }
         let fits = self.room() >= segments.len() && self.has(sector, sectors) && !(write && self.disk.read_only);
         // The ring lets no more requests in than there are slots.
         let Some(slot) = self.slots.get_mut(usize::from(index)).filter(|_| fits) else { return false };
@@ -300,6 +311,23 @@ impl<D: Domain, S: Store> Queue<D, S> {
         }
         let data = pages.first;
         *slot = Slot { id, operation, sector, sectors, pages, data, steps: step::WORK, ..Slot::FREE };
+        self.counters.segments += segments.len() as u64;
+        self.busy += 1;
+        push(&mut self.slots, &mut self.taken, index);
+        true
+    }
+
+    /// The same of a request that is copied, and has so many sectors.
+    #[inline(never)]
+    fn take_copied(&mut self, sectors: u64) -> bool {
+        let Some(Direct { id, write, sector, segments }) = self.ring.direct() else { return false };
+        let index = self.free;
+        let fits = self.has(sector, sectors) && !(write && self.disk.read_only);
+        let Some(slot) = self.slots.get_mut(usize::from(index)).filter(|_| fits) else { return false };
+        self.free = slot.link;
+        let operation = if write { Operation::Write } else { Operation::Read };
+        let data = self.copies.add(segments, write);
+        *slot = Slot { id, operation, sector, sectors, data, steps: step::WORK | step::COPIED, ..Slot::FREE };
         self.counters.segments += segments.len() as u64;
         self.busy += 1;
         push(&mut self.slots, &mut self.taken, index);
@@ -454,7 +482,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
         push(&mut self.slots, &mut self.taken, index);
     }
 
-    /// Maps the pages of what was taken, and gives it to the store.
+    /// Maps or copies the pages of what was taken, and gives it to the store.
     fn begin(&mut self) {
         if self.taken.is_empty() {
             return;
@@ -462,6 +490,9 @@ impl<D: Domain, S: Store> Queue<D, S> {
         let mut all = self.pages.map();
         if core::mem::take(&mut self.folded) {
             all &= self.unfold_all();
+        }
+        if self.copies.coming() {
+            self.copies.fetch(&mut self.slots, self.taken.first);
         }
         let mut next = core::mem::replace(&mut self.taken, List::EMPTY).first;
         while let Some(slot) = self.slots.get_mut(usize::from(next)) {
@@ -559,12 +590,13 @@ impl<D: Domain, S: Store> Queue<D, S> {
     #[inline(never)]
     fn run_steps(&mut self, index: u16) {
         loop {
-            let Self { slots, pages, store, .. } = self;
+            let Self { slots, pages, copies, store, .. } = self;
             let slot = &mut slots[usize::from(index)];
-            let parts = || Parts::chain(pages, slot.data, slot.sectors as usize * SECTOR);
+            let chain: &dyn Chain = if slot.copied() { copies } else { pages };
+            let parts = || Parts::chain(chain, slot.data, slot.sectors as usize * SECTOR);
             let (sector, sectors) = (slot.sector, slot.sectors);
             let work = match (slot.steps & slot.steps.wrapping_neg(), slot.operation) {
-                (0, _) => return self.finish(index),
+                (0 | step::COPIED, _) => return self.finish(index),
                 (step::WORK, Operation::Read) => Work::Read { sector, parts: parts() },
                 (step::WORK, Operation::Write | Operation::Barrier) => Work::Write { sector, parts: parts() },
                 (step::WORK, Operation::Discard) => Work::Discard { sector, sectors, secure: false },
@@ -628,10 +660,13 @@ impl<D: Domain, S: Store> Queue<D, S> {
         push(&mut self.slots, &mut self.finished, index);
     }
 
-    /// Unmaps the pages of what is over, in one batch, and answers it after that.
+    /// Copies or unmaps the pages of what is over, in one batch each, and answers it after that.
     fn settle(&mut self) {
         if self.finished.is_empty() {
             return self.pages.unmap();
+        }
+        if self.copies.any() {
+            self.copies.answer(&mut self.slots, self.finished.first);
         }
         let mut next = self.finished.first;
         while let Some(slot) = self.slots.get(usize::from(next)) {
@@ -656,6 +691,7 @@ impl<D: Domain, S: Store> Drop for Queue<D, S> {
         // The store was promised that what it works on stays mapped.
         if self.busy > 0 {
             self.pages.abandon();
+            self.copies.abandon();
         }
     }
 }

@@ -8,6 +8,8 @@ pub(super) mod step {
     pub(crate) const FLUSH_BEFORE: u8 = 1;
     pub(crate) const WORK: u8 = 2;
     pub(crate) const FLUSH_AFTER: u8 = 4;
+    /// No step: the pages with data are our own, and Xen copies what is in them. Stays to the end, behind all steps.
+    pub(crate) const COPIED: u8 = 0x80;
 }
 
 /// A request. Its place in the table is its token.
@@ -47,6 +49,13 @@ impl Slot {
         status: Status::Okay,
         link: NONE,
     };
+}
+
+impl Slot {
+    /// Tells whether the pages with data are our own.
+    pub(super) const fn copied(&self) -> bool {
+        self.steps & step::COPIED != 0
+    }
 }
 
 /// Appends a slot to a list.

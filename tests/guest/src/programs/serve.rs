@@ -43,6 +43,8 @@ const CONFIG: Config = Config {
     max_persistent: 352,
     idle_ns: 60_000_000_000,
     pages: 352,
+    copy_limit: 4096,
+    copy_pages: 32,
 };
 
 struct Server {

@@ -38,6 +38,8 @@ enum Bench {
     Block(bench::Args),
     /// A block request on real Xen, beside Linux's front end
     Xen(bench::xen::Args),
+    /// Mapping a request's pages on real Xen, beside copying
+    Grants(bench::grants::Args),
 }
 
 #[derive(Debug, Subcommand)]
@@ -72,6 +74,7 @@ fn run(cli: &Cli) -> Result<()> {
         Some(Command::Bench(Bench::Ring(args))) => bench::ring::run(args),
         Some(Command::Bench(Bench::Block(args))) => bench::block::run(args),
         Some(Command::Bench(Bench::Xen(args))) => bench::xen::run(args),
+        Some(Command::Bench(Bench::Grants(args))) => bench::grants::run(args),
         Some(Command::Xen(Xen::Setup)) => setup::run(),
         Some(Command::Xen(Xen::Fast(args))) => fast::run(args),
         Some(Command::Xen(Xen::Linux(args))) => linux::run(args),

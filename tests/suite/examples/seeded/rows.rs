@@ -72,6 +72,22 @@ pub(crate) const ROWS: &[Row] = &[
         test: test("suite", "xbd_hostile_front", "read_only_disk_takes_no_write_of_any_kind"),
     },
     Row {
+        class: "partial grant failures (XSA-361…371)",
+        bug: "the status of a copy is not looked at",
+        file: "xbd/src/back/copies.rs",
+        from: "|index, _| *failed += fail(&mut slots[usize::from(of[index])]));",
+        to: "|index, _| *failed += u64::from(of[index] == NONE && slots.is_empty()));",
+        test: test("suite", "xbd_back_copy", "page_that_can_not_be_copied_fails_its_request_alone"),
+    },
+    Row {
+        class: "what was there before is seen",
+        bug: "a read that the disk has failed is copied nevertheless",
+        file: "xbd/src/back/copies.rs",
+        from: "slot.operation == Operation::Read && slot.status == Status::Okay);",
+        to: "slot.operation == Operation::Read);",
+        test: test("suite", "xbd_back_copy", "nothing_is_copied_out_of_a_read_that_the_disk_has_failed"),
+    },
+    Row {
         class: "log floods (XSA-43, 157)",
         bug: "every error is told",
         file: "xbd/src/back/mod.rs",

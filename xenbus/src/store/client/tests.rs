@@ -3,7 +3,7 @@
 extern crate std;
 
 use core::ptr::NonNull;
-use core::sync::atomic::AtomicUsize;
+use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::boxed::Box;
 use std::fmt::Arguments;
 use std::string::ToString;
@@ -11,6 +11,7 @@ use std::vec;
 
 use hypercall::event::{EventError, Events, Polled};
 use hypercall::{DomId, Gfn, Hypervisor, Level, Nr, Region};
+use xen_sys::io::xs_wire::{XENSTORE_RING_SIZE, XenstoreDomainInterface};
 
 use super::*;
 
@@ -386,7 +387,12 @@ fn page_that_was_wiped_is_as_good_as_one_that_was_kept() {
     let mut link = Link::new(page.view());
     link.submit(&read_request()).unwrap().unwrap();
     link.exchange(&watches);
-    page.view().clear_from(0);
+    // Each by its size: Miri can't follow a place that is accessed in two.
+    let view = page.view();
+    view.write(0, &[0; 2 * XENSTORE_RING_SIZE]);
+    for word in (2 * XENSTORE_RING_SIZE..size_of::<XenstoreDomainInterface>()).step_by(size_of::<u32>()) {
+        view.word(word).store(0, SeqCst);
+    }
     link.begin_again();
     let id = link.submit(&read_request()).unwrap().unwrap();
     link.exchange(&watches);

@@ -92,6 +92,8 @@ fn rows(counts: &[Counted]) -> Vec<Row> {
         row("  each further segment", further(back, "mapped1", "mapped11"), None, &[]),
         row("back end, pages kept mapped", of(back, "kept1"), Some(250.0), &[]),
         row("  each further segment", further(back, "kept1", "kept11"), None, &[]),
+        row("back end, copied", of(back, "copied1"), None, &[]),
+        row("  each further segment", further(back, "copied1", "copied11"), None, &[]),
         row("both ends, mapped", both("mapped1"), None, &[]),
         row("both ends, kept", both("kept1"), None, &[]),
     ]
@@ -112,7 +114,8 @@ fn print_rows(rows: &[Row]) {
 fn print_calls(counts: &[Counted]) {
     println!("{:42}{:>9}{:>9}{:>9}", "hypercalls a read of 4 KiB", "batch 1", "8", "32");
     for name in ["front end", "back end"] {
-        for (shape, title) in [("mapped1", "mapped"), ("kept1", "kept")] {
+        let copied = (name == "back end").then_some(("copied1", "copied"));
+        for (shape, title) in [("mapped1", "mapped"), ("kept1", "kept")].into_iter().chain(copied) {
             for (place, what) in ["grants", "notifications"].into_iter().enumerate() {
                 let value = |batch| {
                     let same = |counted: &&Counted| {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use indicatif::ProgressBar;
 
 pub(crate) mod block;
+pub(crate) mod grants;
 mod plot;
 pub(crate) mod ring;
 pub(crate) mod xen;
