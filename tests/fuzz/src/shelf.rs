@@ -66,7 +66,7 @@ impl Shelf {
         let which = which % inside.pending.len();
         let (token, va, write) = inside.pending.swap_remove(which);
         if let Some(va) = va {
-            assert!(inside.thin.is_mapped_page(va, write), "unmapped while the disk works on it");
+            assert!(inside.thin.is_usable(va, write), "taken away while the disk works on it");
         }
         inside.finished.push((token, result));
         true
@@ -95,7 +95,7 @@ impl Inside {
         let mut len = 0;
         for part in parts.iter() {
             assert!(!part.is_empty() && part.len().is_multiple_of(SECTOR));
-            assert!(self.thin.is_mapped_page(part.as_ptr(), to_memory), "a part that is not mapped so");
+            assert!(self.thin.is_usable(part.as_ptr(), to_memory), "a part that is not mapped so");
             // A front end may have its ring read over. Whoever plays it wants to know what stands there.
             if to_memory && !self.spared.contains(&part.as_ptr()) {
                 part.write(0, &[0x5a; 8]);

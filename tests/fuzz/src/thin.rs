@@ -16,6 +16,7 @@ use hypercall::{DomId, Gfn, GrantRef, Hypervisor, Level, Nr, Platform, Port, Reg
 use xen_sys::errno::{XEN_EINVAL, XEN_ENOMEM, XEN_ENOSPC, XEN_ENOSYS};
 use xen_sys::grant_table::*;
 use xen_sys::version::{XENVER_get_features, XenFeatureInfo};
+use xen_sys::xen::DOMID_SELF;
 
 /// The other end's domain.
 pub const PEER: DomId = DomId(1);
@@ -199,10 +200,13 @@ impl Thin {
         unsafe { Shared::new(self.0.borrow().foreign.va(gref), pages * PAGE_SIZE) }
     }
 
-    /// Tells whether an address is of a page of the other end's that is mapped now, for writing if that is asked for.
-    pub fn is_mapped_page(&self, va: NonNull<u8>, write: bool) -> bool {
+    /// Tells whether a disk may work on an address: of a page of the other end's that is mapped now, for writing if that is asked for,
+    /// or of an own page that is in use.
+    pub fn is_usable(&self, va: NonNull<u8>, write: bool) -> bool {
         let inner = self.0.borrow();
-        let Some(page) = inner.foreign.page(va) else { return false };
+        let Some(page) = inner.foreign.page(va) else {
+            return inner.own.page(va).is_some_and(|page| inner.own.used[page]);
+        };
         let is = |there: &Option<There>| match there {
             Some(There::Foreign { gref, readonly }) => *gref as usize == page && !(write && *readonly),
             _ => false,
@@ -254,21 +258,64 @@ impl Inner {
         assert_eq!(op.dom, PEER, "mapped from somebody else");
         let GrantRef(gref) = op.r#ref;
         let readonly = op.flags & GNTMAP_readonly != 0;
-        match self.grants.get_mut(gref as usize) {
-            Some(Grant::Whole) => {}
-            Some(Grant::ReadOnly) if readonly => {}
-            Some(Grant::ReadOnly) => return GNTST_general_error,
-            Some(grant @ Grant::Away(_)) => {
-                let Grant::Away(left) = *grant else { return GNTST_general_error };
-                *grant = left.checked_sub(1).map_or(Grant::Whole, Grant::Away);
-                return GNTST_eagain;
-            }
-            Some(Grant::None) | None => return GNTST_bad_gntref,
+        let granted = self.granted(gref, !readonly);
+        if granted != GNTST_okay {
+            return granted;
         }
         self.there[at] = Some(There::Foreign { gref, readonly });
         self.mapped += 1;
         op.handle = xen_sys::GrantHandle(at as u32);
         GNTST_okay
+    }
+
+    /// Tells how a use of a page of the other end's ends.
+    fn granted(&mut self, gref: u32, write: bool) -> i16 {
+        match self.grants.get_mut(gref as usize) {
+            Some(Grant::Whole) => GNTST_okay,
+            Some(Grant::ReadOnly) if !write => GNTST_okay,
+            Some(Grant::ReadOnly) => GNTST_general_error,
+            Some(grant @ Grant::Away(_)) => {
+                let Grant::Away(left) = *grant else { return GNTST_general_error };
+                *grant = left.checked_sub(1).map_or(Grant::Whole, Grant::Away);
+                GNTST_eagain
+            }
+            Some(Grant::None) | None => GNTST_bad_gntref,
+        }
+    }
+
+    fn copy(&mut self, op: &GnttabCopy) -> i16 {
+        let from = self.side(&op.source, op.flags & GNTCOPY_source_gref != 0, false, op.len);
+        let to = self.side(&op.dest, op.flags & GNTCOPY_dest_gref != 0, true, op.len);
+        match (from, to) {
+            (Ok(from), Ok(to)) => {
+                // SAFETY: both lie inside their pages, of which one is ours and one the other end's.
+                unsafe { to.copy_from_nonoverlapping(from, op.len.into()) };
+                GNTST_okay
+            }
+            (Err(status), _) | (_, Err(status)) => status,
+        }
+    }
+
+    /// Finds one side of a copy.
+    fn side(&mut self, side: &GnttabCopyPtr, by_grant: bool, write: bool, len: u16) -> Result<NonNull<u8>, i16> {
+        assert!(usize::from(side.offset) + usize::from(len) <= PAGE_SIZE, "copied beyond a page");
+        let page = if by_grant {
+            assert_eq!(side.domid, PEER, "copied from or to somebody else");
+            // SAFETY: as the flag says.
+            let GrantRef(gref) = unsafe { side.u.r#ref };
+            match self.granted(gref, write) {
+                GNTST_okay => self.foreign.va(gref as usize),
+                status => return Err(status),
+            }
+        } else {
+            assert_eq!(side.domid, DOMID_SELF, "a frame of somebody else's");
+            // SAFETY: as the flag says.
+            let page = unsafe { side.u.gmfn }.0 as usize;
+            assert!(self.own.used[page], "copied from or to what is not ours");
+            self.own.va(page)
+        };
+        // SAFETY: inside.
+        Ok(unsafe { page.add(side.offset.into()) })
     }
 
     fn unmap(&mut self, op: &GnttabUnmapGrantRef) -> i16 {
@@ -304,6 +351,10 @@ unsafe impl Hypervisor for Thin {
                 }
                 (Nr::GRANT_TABLE_OP, GNTTABOP_unmap_grant_ref) => {
                     at::<GnttabUnmapGrantRef>(args[1], args[2]).iter_mut().for_each(|op| op.status = inner.unmap(op));
+                    0
+                }
+                (Nr::GRANT_TABLE_OP, GNTTABOP_copy) => {
+                    at::<GnttabCopy>(args[1], args[2]).iter_mut().for_each(|op| op.status = inner.copy(op));
                     0
                 }
                 (Nr::GRANT_TABLE_OP, GNTTABOP_query_size) => {

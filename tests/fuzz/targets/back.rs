@@ -342,8 +342,8 @@ fuzz_target!(|data: &[u8]| {
         max_persistent: KEPT as u16,
         idle_ns: 60_000_000_000,
         pages: PAGES as u16,
-        copy_limit: 0,
-        copy_pages: 0,
+        copy_limit: if start & 16 != 0 { 4096 } else { 0 },
+        copy_pages: 6,
     };
     tree.say(&format!("{BACK}/frontend"), FRONT);
     tree.say(&format!("{BACK}/frontend-id"), PEER.0);

@@ -283,6 +283,27 @@ fn new_size_holds_in_every_queue() {
     rig.end(pages);
 }
 
+#[test]
+fn request_that_has_waited_while_the_disk_became_smaller_is_refused_beyond_its_end() {
+    let disk = disk();
+    let mut rig = Rig::<X86_64>::new(&disk, config(), Asks::default());
+    let pages = Granted::many(&rig.bed, 1);
+    disk.hold(true);
+    // The barrier waits for the write before it.
+    let requests = [direct(Operation::Write, 1, 0, &pages), direct(Operation::Barrier, 2, 1000, &pages)];
+    assert_eq!(rig.send(&requests), []);
+    disk.0.borrow_mut().bytes.truncate(512 * SECTOR);
+    rig.back.back.resized().unwrap();
+    disk.hold(false);
+    rig.back.poll();
+    rig.back.follow(&rig.bed);
+    let mut answers: Vec<_> = rig.front.answers().iter().map(|answer| (answer.id, answer.status)).collect();
+    answers.sort_unstable_by_key(|(id, _)| *id);
+    assert_eq!(answers, [(1, Status::Okay), (2, Status::Error)]);
+    assert_eq!((disk.0.borrow().started, rig.counters().refused), (1, 1));
+    rig.end(pages);
+}
+
 /// A place outside of the back end, as behind a kernel's lock.
 #[derive(Clone, Default)]
 struct Outside(Rc<RefCell<Option<Queue<Node, Slow>>>>);

@@ -279,6 +279,11 @@ impl<D: Domain, S: Store> Queue<D, S> {
     #[cold]
     fn take_held(&mut self) -> bool {
         let Some(request) = self.held.take() else { return true };
+        // Once more: the disk may have become smaller meanwhile.
+        if let Err(status) = self.check(&request) {
+            self.refuse(request.id, request.operation.wire(), status);
+            return true;
+        }
         let admitted = self.admit(&request);
         if !admitted {
             self.held = Some(request);

@@ -134,8 +134,8 @@ pub enum Started {
 }
 
 /// A handle of a disk, as its back end sees it: a file, a partition, a piece of memory. Requests were checked before they come here:
-/// they lie within the disk, and don't change one that is read-only. The disk is what it was when a request was taken from the ring: if
-/// it has become smaller since, a request that had to wait may lie beyond the end, and the store fails it.
+/// they lie within the disk, as last told of by [`Back::resized`](super::Back::resized), and don't change one that is read-only. If the
+/// disk has become smaller since, the store fails what lies beyond its end.
 ///
 /// Each queue has a handle of its own, and its own tokens, which are smaller than its ring has slots; what it starts is completed by the
 /// same handle.
