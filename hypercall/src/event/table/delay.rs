@@ -93,8 +93,12 @@ impl<P: Platform> EventChannels<P> {
 
     fn delayed(&self) -> impl Iterator<Item = Port> {
         (0..WORD).flat_map(|word| {
-            let delayed = self.0.delayed[word as usize].load(SeqCst);
-            (0..WORD).filter(move |bit| delayed & (1 << bit) != 0).map(move |bit| Port(word * WORD + bit))
+            let mut left = self.0.delayed[word as usize].load(SeqCst);
+            core::iter::from_fn(move || {
+                let bit = (left != 0).then(|| left.trailing_zeros())?;
+                left &= left - 1;
+                Some(Port(word * WORD + bit))
+            })
         })
     }
 
