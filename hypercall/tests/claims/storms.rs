@@ -38,6 +38,19 @@ fn delayed(events: &EventChannels<Fake>) -> Vec<u32> {
     ports
 }
 
+/// A port that is left alone, for a few milliseconds.
+fn left_alone() -> (Fake, EventChannels<Fake>, Port) {
+    let (fake, events) = channels();
+    let port = offer(&events, 1)[0];
+    for _ in 0..3 {
+        in_vain(&fake, &events, port);
+    }
+    fake.signal(port);
+    assert_eq!(served(&events, 0), [port.0]);
+    events.put_off(port);
+    (fake, events, port)
+}
+
 #[test]
 fn a_port_without_work_is_left_alone_for_longer_and_longer_until_there_is_some() {
     // Under Miri a round takes a second.
@@ -58,14 +71,7 @@ fn a_port_without_work_is_left_alone_for_longer_and_longer_until_there_is_some()
 
 #[test]
 fn what_is_found_during_a_delay_ends_it() {
-    let (fake, events) = channels();
-    let port = offer(&events, 1)[0];
-    for _ in 0..3 {
-        in_vain(&fake, &events, port);
-    }
-    fake.signal(port);
-    assert_eq!(served(&events, 0), [port.0]);
-    events.put_off(port);
+    let (fake, events, port) = left_alone();
     fake.signal(port);
     // Polled for another reason: first in vain, which changes nothing.
     let due = events.next_delayed_ns();
@@ -108,14 +114,7 @@ fn a_port_that_nobody_was_sent_for_is_not_left_alone() {
 #[test]
 fn a_port_that_is_closed_or_gone_by_a_suspend_leaves_no_delay_to_the_next() {
     for suspend in [false, true] {
-        let (fake, events) = channels();
-        let port = offer(&events, 1)[0];
-        for _ in 0..3 {
-            in_vain(&fake, &events, port);
-        }
-        fake.signal(port);
-        assert_eq!(served(&events, 0), [port.0]);
-        events.put_off(port);
+        let (fake, events, port) = left_alone();
         assert!(events.next_delayed_ns().is_some());
         if suspend {
             events.resume();

@@ -240,8 +240,10 @@ impl Bed {
         let config = front::Config { persistent: way == KEPT, ..front::Config::default() };
         let front = Front::new(&domain, ours, config).map_err(|error| format!("front end: {error}"))?;
         let bytes = Box::leak(Box::new(AtomicU64::new(0)));
-        let config = back::Config { copy_limit: if way == COPIED { 45056 } else { 0 }, ..back::Config::default() };
-        let config = back::Config { copy_pages: 352, ..config };
+        // All that is asked for, or nothing.
+        let copy_limit = if way == COPIED { SEGMENTS * PAGE_SIZE as u32 } else { 0 };
+        let copy_pages = (DEPTH * SEGMENTS) as u16;
+        let config = back::Config { copy_limit, copy_pages, ..back::Config::default() };
         let back = Back::new(&domain, theirs, Disk { bytes }, config);
         let back = back.map_err(|error| format!("back end: {error}"))?;
         let buffers = here.alloc(Region::Memory, (DEPTH * SEGMENTS) as usize).ok_or("no memory for buffers")?;

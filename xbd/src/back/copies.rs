@@ -16,7 +16,7 @@ use hypercall::mem::{OutOfMemory, Pages, Shared};
 use hypercall::{DomId, GrantRef, Platform};
 use xen_sys::io::blkif::BlkifRequestSegment;
 
-use super::config::{Config, Counters};
+use super::config::Counters;
 use super::pages::NONE;
 use super::slot::Slot;
 use super::store::Chain;
@@ -64,11 +64,11 @@ pub(super) struct Copies<P: Platform> {
 }
 
 impl<P: Platform> Copies<P> {
-    /// Sets pages aside for the requests of `peer`, whose ring has so many slots.
-    pub(super) fn new(platform: &P, peer: DomId, config: &Config, slots: u32) -> Result<Self, OutOfMemory> {
-        let max_sectors = u64::from(config.copy_limit) / SECTOR as u64;
+    /// Sets pages aside for the requests of `peer` of up to `limit` bytes, no more than are needed for as many requests as there are slots.
+    pub(super) fn new(platform: &P, peer: DomId, limit: u32, pages: u16, slots: u32) -> Result<Self, OutOfMemory> {
+        let max_sectors = u64::from(limit) / SECTOR as u64;
         let most = if max_sectors > 0 { slots as usize * MAX_SEGMENTS } else { 0 };
-        let count = usize::from(config.copy_pages).min(most);
+        let count = usize::from(pages).min(most);
         let memory = if count > 0 { Some(Pages::new(platform, count)?) } else { None };
         let mut pages = vec![Page { gref: GrantRef(0), first: 0, last: 0, next: NONE }; count];
         for (index, page) in pages.iter_mut().enumerate().take(count.saturating_sub(1)) {
@@ -86,11 +86,6 @@ impl<P: Platform> Copies<P> {
             copied: 0,
             failed: 0,
         })
-    }
-
-    /// Copies nothing.
-    pub(super) fn none(platform: &P, peer: DomId) -> Result<Self, OutOfMemory> {
-        Self::new(platform, peer, &Config { copy_limit: 0, ..Config::default() }, 0)
     }
 
     /// Adds what is counted here.
@@ -138,7 +133,7 @@ impl<P: Platform> Copies<P> {
         let mut batch = Batch::new(platform, self.peer, memory);
         let mut next = first;
         while let Some(slot) = slots.get(usize::from(next)) {
-            let (index, wanted) = (next, slot.copied() && slot.operation == Operation::Write);
+            let (index, wanted) = (next, slot.copied && slot.operation == Operation::Write);
             let mut number = if wanted { slot.data } else { NONE };
             next = slot.link;
             while let Some(page) = self.pages.get(usize::from(number)) {
@@ -166,7 +161,7 @@ impl<P: Platform> Copies<P> {
         let mut next = first;
         while let Some(slot) = slots.get(usize::from(next)) {
             let (index, wanted) = (next, slot.operation == Operation::Read && slot.status == Status::Okay);
-            let mut number = if slot.copied() { slot.data } else { NONE };
+            let mut number = if slot.copied { slot.data } else { NONE };
             next = slot.link;
             while let Some(page) = self.pages.get_mut(usize::from(number)) {
                 if wanted {

@@ -1,21 +1,20 @@
-//! The fast path of the back end: requests in, work for the store, responses out.
+//! The fast path of the back end: requests in, work for the store, responses out. `take` is the first part of it.
 //!
 //! ```text
 //!   ring ─► take ─────► map all pages ─► begin ─► Store::start ──────► settle: unmap all, answer all ─► publish
 //!           check,         in a batch                  │ pending        ▲
 //!           admit                                      └─► completed ───┘
+//! ```
 //!
 //! The data of small requests is copied instead, by Xen: of writes where pages are mapped, of reads where they are unmapped.
-//! ```
+
+mod take;
 
 use alloc::boxed::Box;
 use alloc::vec;
 
 use hypercall::event::Channel;
-use hypercall::grant::Access;
-use hypercall::mem::PAGE_SIZE;
 use hypercall::{DomId, Platform, Port};
-use xen_sys::io::blkif::BlkifOp;
 use xenbus::Domain;
 use xenbus::ring::{Notify, RingError};
 
@@ -26,20 +25,10 @@ use super::pages::{List, Pages};
 use super::ring::Ring;
 use super::slot::{Slot, push, step};
 use super::store::{Chain, Parts, Started, Store, StoreFault, Token, Work};
+use crate::SECTOR;
 use crate::features::{self, Abi, Disk};
-use crate::protocol::{Answer, Data, Direct, Operation, Request, Segment, Status};
-use crate::{SECTOR, SEGMENTS_PER_PAGE};
-
-/// First and last sector of a page.
-const WHOLE: (u8, u8) = (0, (PAGE_SIZE / SECTOR - 1) as u8);
-
-/// How the taking of requests has ended.
-enum Taken {
-    /// There are none any more, or enough were taken for one call.
-    All,
-    /// The next has to wait.
-    Blocked,
-}
+use crate::protocol::{Answer, Operation, Request, Status};
+use take::Taken;
 
 /// A ring with its event channel, a handle of the disk, and the requests that it works on. It stands in a
 /// [`Place`](xenbus::Place) of the owner's.
@@ -96,8 +85,8 @@ impl<D: Domain, S: Store> Queue<D, S> {
         let size = ring_end.size();
         let kept = if persistent { usize::from(config.max_persistent) } else { 0 };
         let pages = Pages::new(platform, peer, config.working_pages(size), kept)?;
-        let copies =
-            if persistent { Copies::none(platform, peer)? } else { Copies::new(platform, peer, config, size)? };
+        let copy_limit = if persistent { 0 } else { config.copy_limit };
+        let copies = Copies::new(platform, peer, copy_limit, config.copy_pages, size)?;
         let mut slots = vec![Slot::FREE; size as usize];
         for (index, slot) in slots.iter_mut().enumerate().take(size as usize - 1) {
             slot.link = index as u16 + 1;
@@ -256,237 +245,6 @@ impl<D: Domain, S: Store> Queue<D, S> {
         }
     }
 
-    fn take(&mut self, budget: &mut u32) -> Result<Taken, RingError> {
-        if self.held.is_some() && !self.take_held() {
-            return Ok(Taken::Blocked);
-        }
-        loop {
-            if self.barrier {
-                return Ok(Taken::Blocked);
-            }
-            if *budget == 0 || !self.ring.pop()? {
-                return Ok(Taken::All);
-            }
-            *budget -= 1;
-            self.counters.requests += 1;
-            if !self.take_direct() && !self.take_other() {
-                return Ok(Taken::Blocked);
-            }
-        }
-    }
-
-    /// Takes the request that had to wait; `false` if it still has to.
-    #[cold]
-    fn take_held(&mut self) -> bool {
-        let Some(request) = self.held.take() else { return true };
-        // Once more: the disk may have become smaller meanwhile.
-        if let Err(status) = self.check(&request) {
-            self.refuse(request.id, request.operation.wire(), status);
-            return true;
-        }
-        let admitted = self.admit(&request);
-        if !admitted {
-            self.held = Some(request);
-        }
-        admitted
-    }
-
-    /// Takes the request if it is as most are: a read or write, by segments that are in it, and against which nothing can be said.
-    #[inline]
-    fn take_direct(&mut self) -> bool {
-        let Some(Direct { id, write, sector, segments }) = self.ring.direct() else { return false };
-        let mut sectors = 0;
-        for segment in segments {
-            let Some(segment) = Segment::new(segment.gref, segment.first_sect, segment.last_sect) else { return false };
-            sectors += segment.sectors();
-        }
-        let index = self.free;
-        if self.copies.take(sectors, segments.len()) {
-            return self.take_copied(sectors);
-        }
-        let fits = self.room() >= segments.len() && self.has(sector, sectors) && !(write && self.disk.read_only);
-        // The ring lets no more requests in than there are slots.
-        let Some(slot) = self.slots.get_mut(usize::from(index)).filter(|_| fits) else { return false };
-        self.free = slot.link;
-        let operation = if write { Operation::Write } else { Operation::Read };
-        let mut pages = List::EMPTY;
-        for segment in segments {
-            let part = (segment.first_sect, segment.last_sect);
-            let _ = self.pages.add_here(&mut pages, segment.gref, part, access(operation));
-        }
-        let data = pages.first;
-        *slot = Slot { id, operation, sector, sectors, pages, data, steps: step::WORK, ..Slot::FREE };
-        self.counters.segments += segments.len() as u64;
-        self.busy += 1;
-        push(&mut self.slots, &mut self.taken, index);
-        true
-    }
-
-    /// The same of a request that is copied, and has so many sectors.
-    #[inline(never)]
-    fn take_copied(&mut self, sectors: u64) -> bool {
-        let Some(Direct { id, write, sector, segments }) = self.ring.direct() else { return false };
-        let index = self.free;
-        let fits = self.has(sector, sectors) && !(write && self.disk.read_only);
-        let Some(slot) = self.slots.get_mut(usize::from(index)).filter(|_| fits) else { return false };
-        self.free = slot.link;
-        let operation = if write { Operation::Write } else { Operation::Read };
-        let data = self.copies.add(segments, write);
-        *slot = Slot { id, operation, sector, sectors, data, steps: step::WORK | step::COPIED, ..Slot::FREE };
-        self.counters.segments += segments.len() as u64;
-        self.busy += 1;
-        push(&mut self.slots, &mut self.taken, index);
-        true
-    }
-
-    /// Takes any other request; `false` if it has to wait for what is before it.
-    #[cold]
-    fn take_other(&mut self) -> bool {
-        let request = match self.ring.parse() {
-            Ok(request) => request,
-            Err(malformed) => {
-                self.refuse(malformed.id, malformed.operation, malformed.status());
-                return true;
-            }
-        };
-        if let Err(status) = self.check(&request) {
-            self.refuse(request.id, request.operation.wire(), status);
-            return true;
-        }
-        let admitted = self.admit(&request);
-        if !admitted {
-            self.counters.waits += 1;
-            self.held = Some(request);
-        }
-        admitted
-    }
-
-    /// Answers a request that goes no further.
-    #[cold]
-    fn refuse(&mut self, id: u64, operation: BlkifOp, status: Status) {
-        self.counters.refused += 1;
-        self.ring.respond(&Answer { id, operation, status });
-    }
-
-    /// Looks whether a request is one that we serve.
-    fn check(&self, request: &Request) -> Result<(), Status> {
-        if request.operation.mutates() && self.disk.read_only {
-            return Err(Status::Error);
-        }
-        let sectors = match &request.data {
-            Data::None => 0,
-            Data::Direct(segments) => segments.sectors(),
-            // How many, is not known before they are read.
-            Data::Indirect(_) if self.max_indirect_segments == 0 => return Err(Status::NotSupported),
-            Data::Indirect(pages) if pages.segments() > self.max_indirect_segments => return Err(Status::Error),
-            Data::Indirect(_) => 0,
-            Data::Sectors(_) if self.disk.discard.is_none() => return Err(Status::NotSupported),
-            Data::Sectors(sectors) => *sectors,
-        };
-        if self.has(request.sector, sectors) { Ok(()) } else { Err(Status::Error) }
-    }
-
-    /// Tells whether the disk has those sectors, in its own units.
-    fn has(&self, sector: u64, sectors: u64) -> bool {
-        let unit = u64::from(self.disk.sector_size) / SECTOR as u64;
-        let inside = sector.checked_add(sectors).is_some_and(|end| end <= self.disk.sectors);
-        // The unit is a power of two.
-        inside && (sector | sectors) & (unit - 1) == 0
-    }
-
-    /// Lets a request in, whose form is right; `false` if it has to wait for what is before it.
-    fn admit(&mut self, request: &Request) -> bool {
-        if request.operation == Operation::Barrier && self.busy > 0 {
-            return false;
-        }
-        let pages = match &request.data {
-            Data::None | Data::Sectors(_) => 0,
-            Data::Direct(segments) => segments.as_slice().len(),
-            Data::Indirect(pages) => pages.grefs().len() + usize::from(pages.segments()),
-        };
-        if self.room() < pages && !self.make_room(pages) {
-            if self.busy > 0 {
-                return false;
-            }
-            // It would never fit: too many pages are lost.
-            self.counters.unmappable += 1;
-            self.ring.respond(&Answer { id: request.id, operation: request.operation.wire(), status: Status::Error });
-            return true;
-        }
-        self.place(request);
-        true
-    }
-
-    #[cold]
-    fn make_room(&mut self, pages: usize) -> bool {
-        // What is over is answered, and its pages are free.
-        self.settle();
-        self.pages.unmap();
-        if self.room() < pages && self.busy == 0 {
-            self.pages.expire(u64::MAX);
-            self.pages.unmap();
-        }
-        self.room() >= pages
-    }
-
-    /// Returns how many pages can be promised.
-    const fn room(&self) -> usize {
-        self.pages.free().saturating_sub(self.promised)
-    }
-
-    /// Gives a request its slot and its pages, of which there are enough.
-    fn place(&mut self, request: &Request) {
-        let index = self.free;
-        // The ring lets no more requests in than there are slots.
-        let Some(slot) = self.slots.get_mut(usize::from(index)) else { return };
-        self.free = slot.link;
-        *slot = Slot { id: request.id, operation: request.operation, sector: request.sector, ..Slot::FREE };
-        // Reading the disk writes to the page.
-        let access = access(request.operation);
-        slot.steps = step::WORK;
-        match &request.data {
-            Data::None => {}
-            Data::Sectors(sectors) => {
-                slot.sectors = *sectors;
-                self.counters.discards += 1;
-            }
-            Data::Direct(segments) => {
-                for segment in segments.as_slice() {
-                    let _ = self.pages.add(&mut slot.pages, segment.gref(), segment.part(), access);
-                    slot.sectors += segment.sectors();
-                }
-                slot.data = slot.pages.first;
-                self.counters.segments += segments.as_slice().len() as u64;
-            }
-            Data::Indirect(pages) => {
-                for gref in pages.grefs() {
-                    let _ = self.pages.add(&mut slot.pages, *gref, WHOLE, Access::ReadOnly);
-                }
-                slot.indirect = pages.segments();
-                self.promised += usize::from(slot.indirect);
-                self.folded = true;
-                self.counters.indirect += 1;
-            }
-        }
-        let flush = |on: bool, step| if on && self.disk.flush { step } else { 0 };
-        match slot.operation {
-            Operation::Flush => {
-                slot.steps = flush(true, step::FLUSH_BEFORE);
-                self.counters.flushes += 1;
-            }
-            Operation::Barrier => {
-                let data = slot.sectors > 0;
-                slot.steps = flush(true, step::FLUSH_BEFORE) | flush(data, step::FLUSH_AFTER);
-                slot.steps |= if data { step::WORK } else { 0 };
-                self.counters.barriers += 1;
-                self.barrier = true;
-            }
-            _ => {}
-        }
-        self.busy += 1;
-        push(&mut self.slots, &mut self.taken, index);
-    }
-
     /// Maps or copies the pages of what was taken, and gives it to the store.
     fn begin(&mut self) {
         if self.taken.is_empty() {
@@ -515,64 +273,12 @@ impl<D: Domain, S: Store> Queue<D, S> {
         }
     }
 
-    /// Maps the pages of the indirect requests that were taken; tells whether all could be.
-    #[cold]
-    fn unfold_all(&mut self) -> bool {
-        let mut next = self.taken.first;
-        while let Some(slot) = self.slots.get(usize::from(next)) {
-            let index = next;
-            next = slot.link;
-            if slot.indirect > 0 {
-                self.unfold(index);
-            }
-        }
-        self.pages.map()
-    }
-
-    /// Reads the segments of an indirect request, each once, and adds their pages. There is room for them: `admit` has seen to it.
-    fn unfold(&mut self, index: u16) {
-        let slot = &mut self.slots[usize::from(index)];
-        self.promised -= usize::from(slot.indirect);
-        let mut page = slot.pages.first;
-        if !self.pages.are_mapped(page) {
-            return;
-        }
-        let (count, mark, last) = (usize::from(slot.indirect), self.pages.mark(), slot.pages.last);
-        for number in 0..count {
-            let place = number % SEGMENTS_PER_PAGE;
-            if place == 0 && number > 0 {
-                page = self.pages.next(page);
-            }
-            let mut bytes = [0; Segment::BYTES];
-            if let Some(view) = self.pages.view(page) {
-                view.read(place * Segment::BYTES, &mut bytes);
-            }
-            let Ok(segment) = Segment::from_bytes(bytes, number as u16) else {
-                slot.status = Status::Error;
-                break;
-            };
-            let access = access(slot.operation);
-            let _ = self.pages.add(&mut slot.pages, segment.gref(), segment.part(), access);
-            slot.sectors += segment.sectors();
-        }
-        slot.data = self.pages.next(last);
-        slot.indirect = 0;
-        let (sector, sectors) = (slot.sector, slot.sectors);
-        if slot.status == Status::Okay && self.has(sector, sectors) {
-            self.counters.segments += count as u64;
-            return;
-        }
-        self.slots[usize::from(index)].status = Status::Error;
-        self.counters.refused += 1;
-        self.pages.forget(mark);
-    }
-
     /// Asks the store for what is to be done of a request.
     #[inline]
     fn run(&mut self, index: u16) {
         let Self { slots, pages, store, .. } = self;
         let slot = &mut slots[usize::from(index)];
-        if slot.steps != step::WORK || !matches!(slot.operation, Operation::Read | Operation::Write) {
+        if slot.steps != step::WORK || slot.copied || !matches!(slot.operation, Operation::Read | Operation::Write) {
             return self.run_steps(index);
         }
         let (sector, parts) = (slot.sector, Parts::chain(pages, slot.data, slot.sectors as usize * SECTOR));
@@ -597,11 +303,11 @@ impl<D: Domain, S: Store> Queue<D, S> {
         loop {
             let Self { slots, pages, copies, store, .. } = self;
             let slot = &mut slots[usize::from(index)];
-            let chain: &dyn Chain = if slot.copied() { copies } else { pages };
+            let chain: &dyn Chain = if slot.copied { copies } else { pages };
             let parts = || Parts::chain(chain, slot.data, slot.sectors as usize * SECTOR);
             let (sector, sectors) = (slot.sector, slot.sectors);
             let work = match (slot.steps & slot.steps.wrapping_neg(), slot.operation) {
-                (0 | step::COPIED, _) => return self.finish(index),
+                (0, _) => return self.finish(index),
                 (step::WORK, Operation::Read) => Work::Read { sector, parts: parts() },
                 (step::WORK, Operation::Write | Operation::Barrier) => Work::Write { sector, parts: parts() },
                 (step::WORK, Operation::Discard) => Work::Discard { sector, sectors, secure: false },
@@ -639,8 +345,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
         false
     }
 
-    /// Notes what the store has finished. A token that it made up is ignored.
-    /// Takes what the store has finished; tells whether there was anything.
+    /// Takes what the store has finished; tells whether there was anything. A token that it made up is ignored.
     fn collect(&mut self) -> bool {
         let mut any = false;
         while let Some((Token(index), result)) = self.store.completed() {
@@ -699,9 +404,4 @@ impl<D: Domain, S: Store> Drop for Queue<D, S> {
             self.copies.abandon();
         }
     }
-}
-
-/// Returns what is done with the pages of an operation: reading the disk writes to them.
-fn access(operation: Operation) -> Access {
-    if operation == Operation::Read { Access::ReadWrite } else { Access::ReadOnly }
 }

@@ -8,8 +8,6 @@ pub(super) mod step {
     pub(crate) const FLUSH_BEFORE: u8 = 1;
     pub(crate) const WORK: u8 = 2;
     pub(crate) const FLUSH_AFTER: u8 = 4;
-    /// No step: the pages with data are our own, and Xen copies what is in them. Stays to the end, behind all steps.
-    pub(crate) const COPIED: u8 = 0x80;
 }
 
 /// A request. Its place in the table is its token.
@@ -23,6 +21,8 @@ pub(super) struct Slot {
     /// All its pages, and the first of those with data. Those before have its segments.
     pub(super) pages: List,
     pub(super) data: u16,
+    /// Those with data are our own, and Xen copies what is in them.
+    pub(super) copied: bool,
     /// Segments that still stand on pages of their own.
     pub(super) indirect: u16,
     /// What the store has still to do, of [`step`].
@@ -43,19 +43,13 @@ impl Slot {
         sectors: 0,
         pages: List::EMPTY,
         data: NONE,
+        copied: false,
         indirect: 0,
         steps: 0,
         started: false,
         status: Status::Okay,
         link: NONE,
     };
-}
-
-impl Slot {
-    /// Tells whether the pages with data are our own.
-    pub(super) const fn copied(&self) -> bool {
-        self.steps & step::COPIED != 0
-    }
 }
 
 /// Appends a slot to a list.

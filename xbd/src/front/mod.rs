@@ -16,10 +16,11 @@
 //! back end comes back.
 //!
 //! With [`Config::reconnect`], a back end that goes before we close is waited for: in the last two rows, what is in flight is kept, the
-//! rings are taken back → Initialising, and it is sent again when we are connected anew. One that is Closing, but whose device the
-//! toolstack keeps (`online` is 1), is seen off: we close by ourselves once what is in flight is answered, and begin anew as soon as it is
-//! Closed. So it is when the domain has come back from a suspend, as its owner says by [`Front::resume`]: the back end is another then, and
-//! the old one can't hold on to anything.
+//! rings are taken back → Initialising, and it is sent again when we are connected anew. So it is when the domain has come back from a
+//! suspend, as its owner says by [`Front::resume`]: the back end is another then, and the old one can't hold on to anything.
+//!
+//! And with it, a back end that is Closing while the toolstack keeps its device (`online` is 1) is seen off: we close by ourselves once
+//! what is in flight is answered, and begin anew as soon as it is Closed.
 //!
 //! | file | what |
 //! |---|---|

@@ -85,10 +85,7 @@ impl<M: RingMemory> BackRing<M> {
     #[inline]
     pub fn requests(&mut self) -> Result<Requests<'_, M>, RingError> {
         let (next, answer) = (self.req_cons, self.rsp_prod);
-        let end = match self.look(&self.memory, next) {
-            Ok(end) => end,
-            Err(prod) => return Err(self.fail(prod)),
-        };
+        let end = self.look(&self.memory, next).map_err(|prod| self.fail(prod))?;
         let memory = self.memory.view();
         let state = (&mut self.req_cons, &mut self.req_prod, &mut self.rsp_prod);
         Ok(Requests { memory, next, end, answer, state })

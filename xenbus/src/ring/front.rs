@@ -110,10 +110,7 @@ impl<M: RingMemory> FrontRing<M> {
     #[inline]
     pub fn responses(&mut self) -> Result<Responses<'_, M>, RingError> {
         let next = self.rsp_cons;
-        let end = match self.look(&self.memory, next) {
-            Ok(end) => end,
-            Err(prod) => return Err(self.fail(prod)),
-        };
+        let end = self.look(&self.memory, next).map_err(|prod| self.fail(prod))?;
         let memory = self.memory.view();
         Ok(Responses { memory, next, end, cons: &mut self.rsp_cons, prod: &mut self.rsp_prod })
     }

@@ -30,7 +30,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row {
         class: "end of disk (XSA-270)",
         bug: "where a request ends is added up without care",
-        file: "xbd/src/back/queue.rs",
+        file: "xbd/src/back/queue/take.rs",
         from: "let inside = sector.checked_add(sectors).is_some_and(|end| end <= self.disk.sectors);",
         to: "let inside = sector.wrapping_add(sectors) <= self.disk.sectors;",
         test: test("suite", "xbd_hostile_front", "sectors_beyond_the_end_are_refused_and_up_to_it_are_served"),
@@ -38,7 +38,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row {
         class: "read-only (CVE-2013-2140)",
         bug: "writes are not told from reads",
-        file: "xbd/src/back/queue.rs",
+        file: "xbd/src/back/queue/take.rs",
         from: "if request.operation.mutates() && self.disk.read_only {",
         to: "if request.operation == Operation::Barrier && self.disk.read_only {",
         test: test("suite", "xbd_hostile_front", "read_only_disk_takes_no_write_of_any_kind"),
@@ -46,7 +46,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row {
         class: "read-only, inside an indirect request (CVE-2013-2140)",
         bug: "an indirect write counts as a read",
-        file: "xbd/src/back/queue.rs",
+        file: "xbd/src/back/queue/take.rs",
         from: "if request.operation.mutates() && self.disk.read_only {",
         to: "if request.operation.mutates() && !matches!(request.data, Data::Indirect(_)) && self.disk.read_only {",
         test: test(
@@ -66,7 +66,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row {
         class: "bad requests never stick",
         bug: "a request that is refused is not answered",
-        file: "xbd/src/back/queue.rs",
+        file: "xbd/src/back/queue/take.rs",
         from: "        self.counters.refused += 1;\n        self.ring.respond(&Answer { id, operation, status });",
         to: "        self.counters.refused += 1;\n        if status != Status::NotSupported {\n            self.ring.respond(&Answer { id, operation, status });\n        }",
         test: test("suite", "xbd_hostile_front", "read_only_disk_takes_no_write_of_any_kind"),
@@ -106,7 +106,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row {
         class: "resource exhaustion (XSA-300, 392)",
         bug: "what is promised to indirect requests is given away again",
-        file: "xbd/src/back/queue.rs",
+        file: "xbd/src/back/queue/take.rs",
         from: "self.pages.free().saturating_sub(self.promised)",
         to: "self.pages.free()",
         test: test(
@@ -162,7 +162,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row {
         class: "double fetch of segments (XSA-155)",
         bug: "a segment is read again when it was checked",
-        file: "xbd/src/back/queue.rs",
+        file: "xbd/src/back/queue/take.rs",
         from: "            let access = access(slot.operation);\n            let _ = self.pages.add(&mut slot.pages, segment.gref(), segment.part(), access);",
         to: "            let access = access(slot.operation);\n            if let Some(view) = self.pages.view(page) {\n                view.read(place * Segment::BYTES, &mut bytes);\n            }\n            let _ = self.pages.add(&mut slot.pages, segment.gref(), (bytes[4], bytes[5]), access);",
         test: test("suite", "xbd_many", "segments_that_change_while_they_are_read_are_used_as_they_were_checked"),
