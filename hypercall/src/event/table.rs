@@ -91,6 +91,15 @@ const fn place(port: Port) -> (usize, usize) {
     ((port.0 / WORD) as usize, 1 << (port.0 % WORD))
 }
 
+/// Returns which bits of a word are set, from the lowest on.
+fn bits(mut word: usize) -> impl Iterator<Item = u32> {
+    core::iter::from_fn(move || {
+        let bit = (word != 0).then(|| word.trailing_zeros())?;
+        word &= word - 1;
+        Some(bit)
+    })
+}
+
 impl<P: Platform> EventChannels<P> {
     /// Takes over the domain's event channels. All ports are masked; those that the toolstack made (console, xenstore) are
     /// taken by [`Channel::adopt`](super::Channel::adopt) or [`unmask`](Events::unmask).
@@ -245,23 +254,19 @@ impl<P: Platform> EventChannels<P> {
         let first = start / WORD;
         let upper = usize::MAX << (start % WORD);
         let mut served = 0;
-        // The first word comes twice: its upper part at the beginning, its lower part at the end.
-        for step in 0..=WORD {
+        // From the first word on. It comes twice: its upper part at the beginning, its lower part at the end.
+        let turned = selected.rotate_right(first);
+        for step in bits(turned).chain((turned & 1 != 0).then_some(WORD)) {
             let word = (first + step) % WORD;
             let part = match step {
                 0 => upper,
                 WORD => !upper,
                 _ => usize::MAX,
             };
-            if selected & 1 << word == 0 {
-                continue;
-            }
             let index = word as usize;
             let pending = shared.evtchn_pending[index].load(SeqCst);
-            let mut ready = pending & !shared.evtchn_mask[index].load(SeqCst) & part;
-            while ready != 0 {
-                let port = Port(word * WORD + ready.trailing_zeros());
-                ready &= ready - 1;
+            for bit in bits(pending & !shared.evtchn_mask[index].load(SeqCst) & part) {
+                let port = Port(word * WORD + bit);
                 if let Some(event) = self.claim(port, vcpu) {
                     next.store(port.0 + 1, Relaxed);
                     served += 1;
@@ -321,7 +326,8 @@ impl<P: Platform> EventChannels<P> {
     }
 
     fn slot(&self, port: Port) -> Option<&Slot> {
-        self.0.ports.get(port.0 as usize)
+        // By its place: `get` makes a reference to all of them first, which costs Miri a second.
+        if port.0 < PORTS { Some(&self.0.ports[port.0 as usize]) } else { None }
     }
 
     /// Finishes the making of a port: from now on it is dispatched.

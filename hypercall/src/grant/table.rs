@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ptr::NonNull;
 use core::sync::atomic::{
     AtomicU32,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
@@ -327,16 +328,27 @@ impl<P: Platform> Inner<P> {
     /// Returns the entry of a reference, or `None` beyond the end of the table.
     #[inline]
     fn entry(&self, gref: GrantRef) -> Option<&GrantEntryV1> {
+        // SAFETY: the frame is shown, an entry is made of atomics, and the frame is taken away only in `drop`.
+        self.place_of(gref).map(|entry| unsafe { entry.as_ref() })
+    }
+
+    /// Returns the entries of a frame of the table, or none beyond its end.
+    fn entries_of(&self, frame: u32) -> &[GrantEntryV1] {
+        let Some(first) = self.place_of(GrantRef(frame * PER_FRAME)) else { return &[] };
+        // SAFETY: as above; a frame holds so many.
+        unsafe { NonNull::slice_from_raw_parts(first, PER_FRAME as usize).as_ref() }
+    }
+
+    /// Returns where the entry of a reference is, if its frame is shown.
+    #[inline]
+    fn place_of(&self, gref: GrantRef) -> Option<NonNull<GrantEntryV1>> {
         // Acquire: the frame was shown before the number of entries was raised.
         if gref.0 >= self.entries.load(Acquire) {
             return None;
         }
-        // SAFETY: the frame is shown, holds `PER_FRAME` entries made of atomics, and is taken away only in `drop`. Frames are side by
-        // side.
-        Some(unsafe {
-            let entry = self.place.first().cast::<GrantEntryV1>().add(gref.0 as usize);
-            self.platform.mapped(entry.cast()).cast().as_ref()
-        })
+        // SAFETY: frames are side by side, and hold `PER_FRAME` entries each.
+        let entry = unsafe { self.place.first().cast::<GrantEntryV1>().add(gref.0 as usize) };
+        Some(self.platform.mapped(entry.cast()).cast())
     }
 
     /// Ends the access by an entry, unless somebody maps it.
@@ -406,11 +418,16 @@ impl<P: Platform> Inner<P> {
     /// Puts the entries of a new frame on the free list, the lowest on top. A kernel that ran here before (a boot loader)
     /// may have left grants: they are ended, and what its peer still maps is left alone for ever.
     fn adopt(&self, state: &mut State<P>, frame: u32) {
-        let first = (frame * PER_FRAME).max(GNTTAB_NR_RESERVED_ENTRIES);
-        for gref in (first..(frame + 1) * PER_FRAME).rev().map(GrantRef) {
-            match self.end(gref) {
-                Ok(()) => state.free.push(gref),
-                Err(StillMapped { .. }) => state.stats.leaked_refs += 1,
+        let first = frame * PER_FRAME;
+        for (gref, entry) in (first..first + PER_FRAME).map(GrantRef).zip(self.entries_of(frame)).rev() {
+            if gref.0 < GNTTAB_NR_RESERVED_ENTRIES {
+                continue;
+            }
+            // Nearly all of them are unused.
+            if entry.flags.load(Acquire) == GTF_invalid || Self::end_again(entry, gref).is_ok() {
+                state.free.push(gref);
+            } else {
+                state.stats.leaked_refs += 1;
             }
         }
     }

@@ -53,8 +53,9 @@ fn pages_stay_while_one_of_them_is_mapped_and_are_freed_later() {
 fn a_reference_in_the_quarantine_is_not_given_to_anybody() {
     let (fake, table) = table();
     let held = abandon(&fake, &table, 1, &[0])[0];
-    let pages = SharedPages::new(&table, PEER, 503).unwrap();
-    assert!(!pages.refs().contains(&held));
+    let mut rest = [GrantRef(0); 503];
+    table.reserve(&mut rest).unwrap();
+    assert_eq!((rest.contains(&held), table.stats().free), (false, 0));
 }
 
 #[test]

@@ -25,6 +25,19 @@ fn kinds() -> [Fake; 2] {
     [Fake::new(), Fake::translated()]
 }
 
+/// Shares pages whose references are of two frames of the table.
+fn shared(table: &GrantTable<Fake>) -> SharedPages<GrantTable<Fake>> {
+    table.grow_to(2).unwrap();
+    // Those of the second frame come first.
+    let mut rest = [GrantRef(0); 508];
+    table.reserve(&mut rest).unwrap();
+    let pages = SharedPages::new(table, PEER, 8).unwrap();
+    // SAFETY: reserved above, and not used.
+    unsafe { table.release(&rest) };
+    assert_eq!(pages.refs().iter().filter(|gref| gref.0 < 512).count(), 4);
+    pages
+}
+
 fn suspend(table: &GrantTable<Fake>) -> Result<(), GrantError> {
     // SAFETY: the table is not used before `resume`.
     unsafe { table.suspend() }
@@ -70,11 +83,11 @@ fn an_event_of_before_is_not_current() {
 fn what_was_mapped_is_ours_again_in_the_restored_domain() {
     for fake in kinds() {
         let table = table(&fake);
-        let pages = SharedPages::new(&table, PEER, 600).unwrap();
+        let pages = shared(&table);
         let refs = pages.refs().to_vec();
         let mut loan = Loan::<_, PageBuf<Fake>, 1>::new(&table).unwrap();
         loan.lend(PEER, Access::ReadWrite, PageBuf::new(&fake, PAGE).unwrap()).unwrap();
-        for gref in [refs[0], refs[599]] {
+        for gref in [refs[0], refs[7]] {
             assert!(fake.peer_maps(gref));
             assert_eq!(table.end(gref), Err(StillMapped { gref }));
         }
@@ -94,7 +107,7 @@ fn what_was_mapped_is_ours_again_in_the_restored_domain() {
         let after = table.stats();
         assert_eq!((after.free, after.quarantined_refs, after.leaked_refs), (2 * 512 - 8, 0, 0));
         // And the table is the one that Xen looks at.
-        let again = SharedPages::new(&table, PEER, 600).unwrap();
+        let again = SharedPages::new(&table, PEER, 8).unwrap();
         assert!(again.refs().iter().all(|gref| fake.entry(*gref).flags.load(SeqCst) == GTF_permit_access));
         drop(again);
         assert!(refs.iter().all(|gref| fake.entry(*gref).flags.load(SeqCst) == GTF_invalid));
@@ -105,8 +118,8 @@ fn what_was_mapped_is_ours_again_in_the_restored_domain() {
 fn a_cancelled_suspend_changes_nothing() {
     for fake in kinds() {
         let table = table(&fake);
-        let pages = SharedPages::new(&table, PEER, 600).unwrap();
-        let gref = pages.refs()[599];
+        let pages = shared(&table);
+        let gref = pages.refs()[7];
         assert!(fake.peer_maps(gref));
         suspend(&table).unwrap();
         table.resume().unwrap();
@@ -121,7 +134,7 @@ fn a_cancelled_suspend_changes_nothing() {
 fn a_table_that_xen_does_not_let_go_of_is_as_it_was() {
     let fake = Fake::new();
     let table = table(&fake);
-    let pages = SharedPages::new(&table, PEER, 600).unwrap();
+    let pages = shared(&table);
     fake.fail(Nr::UPDATE_VA_MAPPING, 0, 1, 22);
     assert!(matches!(suspend(&table), Err(GrantError::Xen(_))));
     for gref in pages.refs() {
@@ -136,7 +149,7 @@ fn what_cannot_be_shown_again_is_never_taken_for_ended() {
     for shown in 0..2 {
         let fake = Fake::new();
         let table = table(&fake);
-        let pages = SharedPages::new(&table, PEER, 600).unwrap();
+        let pages = shared(&table);
         suspend(&table).unwrap();
         fake.fail(Nr::UPDATE_VA_MAPPING, 0, shown, 22);
         assert!(matches!(table.resume(), Err(GrantError::Xen(_))));

@@ -1,9 +1,9 @@
 //! The workloads under names that C has for them.
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 use crate::bed::{Bed, Host};
+use crate::fleet::Fleet;
 use crate::work::{Blk, NetRx, NetTx, open, run, run_back, run_front, state_size};
 
 macro_rules! export {
@@ -52,54 +52,63 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     }
 }
 
-/// Opens a bed of a disk; null if that fails. `arena` is memory for all that it allocates.
+/// Opens a bed of a disk; null if that fails.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn block_open(host: *const Host, way: u64, arena: *mut u8, len: usize) -> *mut Bed {
-    ARENA.next.store(arena, Relaxed);
-    ARENA.end.store(arena.wrapping_add(len), Relaxed);
+unsafe extern "C" fn block_open(host: *const Host, way: u64) -> *mut Bed {
     // SAFETY: as the caller promises.
     let bed = unsafe { Bed::open(*host, way) };
     bed.map_or(core::ptr::null_mut(), |bed| Box::into_raw(Box::new(bed)))
 }
 
+/// Opens disks; their number is in the upper half of `size`, that of the queues of each in the lower. Null if that fails.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fleet_open(host: *const Host, size: u64) -> *mut Fleet {
+    // SAFETY: as the caller promises.
+    let fleet = unsafe { Fleet::open(*host, (size >> 32) as usize, size as u16) };
+    fleet.map_or(core::ptr::null_mut(), |fleet| Box::into_raw(Box::new(fleet)))
+}
+
 macro_rules! part {
-    ($name:ident, $bed:ident, $count:ident, $pages:ident => $what:expr) => {
+    ($name:ident, $bed:ident: $Bed:ty, $one:ident, $other:ident => $what:expr) => {
         #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name(bed: *mut Bed, $count: u32, $pages: u32) -> u64 {
-            // SAFETY: the caller has it from `block_open`, and uses it once at a time.
+        unsafe extern "C" fn $name(bed: *mut $Bed, $one: u32, $other: u32) -> u64 {
+            // SAFETY: the caller has it from the function that opens it, and uses it once at a time.
             let $bed = unsafe { &mut *bed };
             $what
         }
     };
 }
 
-part!(block_submit, bed, count, pages => bed.submit(count, pages));
-part!(block_serve, bed, _count, _pages => bed.serve());
-part!(block_complete, bed, _count, _pages => bed.complete());
-part!(block_copy, bed, _count, _pages => bed.copy());
-part!(block_counted, bed, which, _pages => bed.counted().get(which as usize).copied().unwrap_or(0));
+part!(block_submit, bed: Bed, count, pages => bed.submit(count, pages));
+part!(block_serve, bed: Bed, _count, _pages => bed.serve());
+part!(block_complete, bed: Bed, _count, _pages => bed.complete());
+part!(block_copy, bed: Bed, _count, _pages => bed.copy());
+part!(block_bytes, bed: Bed, _count, _pages => bed.bytes());
+part!(fleet_submit, fleet: Fleet, count, disks => fleet.submit(count, disks));
+part!(fleet_handle, fleet: Fleet, _count, _disks => fleet.handle());
+part!(fleet_raise, fleet: Fleet, ports, _disks => fleet.raise(ports));
+part!(fleet_scan, fleet: Fleet, _ports, _disks => fleet.scan());
 
-/// Memory that is given out and not taken back: what a bed allocates when it is opened.
-struct Arena {
-    next: AtomicPtr<u8>,
-    end: AtomicPtr<u8>,
+unsafe extern "C" {
+    fn aligned_alloc(align: usize, size: usize) -> *mut u8;
+    fn free(block: *mut u8);
 }
 
-#[global_allocator]
-static ARENA: Arena = Arena { next: AtomicPtr::new(core::ptr::null_mut()), end: AtomicPtr::new(core::ptr::null_mut()) };
+/// The memory of the program that has loaded this.
+struct Heap;
 
-// SAFETY: each byte is given out once. There is one thread.
-unsafe impl core::alloc::GlobalAlloc for Arena {
+#[global_allocator]
+static HEAP: Heap = Heap;
+
+// SAFETY: these are C's own, by which a block is given out once until it is freed.
+unsafe impl core::alloc::GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: core::alloc::Layout) -> *mut u8 {
-        let next = self.next.load(Relaxed);
-        let start = next.wrapping_add(next.align_offset(layout.align()));
-        let after = start.wrapping_add(layout.size());
-        if next.is_null() || after > self.end.load(Relaxed) {
-            return core::ptr::null_mut();
-        }
-        self.next.store(after, Relaxed);
-        start
+        // SAFETY: the alignment is a power of two, of which the size is a multiple.
+        unsafe { aligned_alloc(layout.align(), layout.pad_to_align().size()) }
     }
 
-    unsafe fn dealloc(&self, _: *mut u8, _: core::alloc::Layout) {}
+    unsafe fn dealloc(&self, block: *mut u8, _: core::alloc::Layout) {
+        // SAFETY: `alloc` has it from there.
+        unsafe { free(block) };
+    }
 }

@@ -195,6 +195,71 @@ pub const KEPT: u64 = 1;
 /// The back end lets the hypervisor copy.
 pub const COPIED: u64 = 2;
 
+/// The domain, before there are disks.
+#[allow(missing_debug_implementations, reason = "nobody prints it")]
+pub struct Ground {
+    domain: Domain,
+    /// First page of the buffers.
+    buffers: NonNull<u8>,
+}
+
+impl Ground {
+    /// Sets the domain up. Its first frame is the page that is shared with the hypervisor.
+    ///
+    /// # Errors
+    /// What has gone wrong.
+    ///
+    /// # Safety
+    /// What `host` names is nobody else's and stays, and its hypervisor does what it is asked.
+    pub unsafe fn new(host: Host) -> Result<Self, String> {
+        let given = [const { AtomicUsize::new(0) }; 2];
+        let here = Here(Box::leak(Box::new(Machine { host, given })));
+        let shared = here.alloc(Region::Memory, 1).ok_or("no memory")?.cast();
+        let mut daemon = Daemon::new(Quota::default());
+        let connection = daemon.connect(SELF);
+        let store = Xenstore(Rc::new(RefCell::new(daemon)), connection);
+        // SAFETY: there is one table, and the page is a zeroed one that nobody else has.
+        let (grants, events) = unsafe { (GrantTable::new(here), EventChannels::new(here, shared)) };
+        let grants = grants.map_err(|error| format!("{error}"))?;
+        let domain = Services { platform: here, grants, events, store, id: SELF };
+        let buffers = here.alloc(Region::Memory, (DEPTH * SEGMENTS) as usize).ok_or("no memory for buffers")?;
+        Ok(Self { domain, buffers })
+    }
+
+    /// Returns the event channels.
+    pub fn events(&self) -> &EventChannels<impl Platform> {
+        &self.domain.events
+    }
+
+    /// Makes a disk of this number, and connects its two ends.
+    ///
+    /// # Errors
+    /// What has gone wrong.
+    pub fn disk(&self, number: usize, front: front::Config, back: back::Config) -> Result<Bed, String> {
+        let Self { domain, buffers } = self;
+        let (ours, theirs) =
+            (format!("/local/domain/0/device/vbd/{number}"), format!("/local/domain/0/backend/vbd/0/{number}"));
+        let (ours, theirs) = (ours.as_str(), theirs.as_str());
+        let nodes = [
+            (ours, [("backend", theirs), ("backend-id", "0"), ("handle", "1"), ("state", "1")]),
+            (theirs, [("frontend", ours), ("frontend-id", "0"), ("online", "1"), ("state", "1")]),
+        ];
+        for (directory, nodes) in nodes {
+            for (node, value) in nodes {
+                let written = domain.store.write(Tx::NONE, &format!("{directory}/{node}"), value.as_bytes());
+                written.map_err(|error| format!("{error}"))?;
+            }
+        }
+        let front = Front::new(domain, ours, front).map_err(|error| format!("front end: {error}"))?;
+        let bytes = Box::leak(Box::new(AtomicU64::new(0)));
+        let back = Back::new(domain, theirs, Disk { bytes }, back);
+        let back = back.map_err(|error| format!("back end: {error}"))?;
+        let mut bed = Bed { here: domain.platform, front, back, buffers: *buffers, sector: 0 };
+        bed.connect()?;
+        Ok(bed)
+    }
+}
+
 /// Both ends of a disk, connected.
 #[allow(missing_debug_implementations, reason = "nobody prints it")]
 pub struct Bed {
@@ -213,43 +278,15 @@ impl Bed {
     /// What has gone wrong.
     ///
     /// # Safety
-    /// What `host` names is nobody else's and stays, and its hypervisor does what it is asked.
+    /// As [`Ground::new`].
     pub unsafe fn open(host: Host, way: u64) -> Result<Self, String> {
-        let given = [const { AtomicUsize::new(0) }; 2];
-        let here = Here(Box::leak(Box::new(Machine { host, given })));
-        let page = || here.alloc(Region::Memory, 1).ok_or("no memory");
-        let shared = page()?.cast();
-        let mut daemon = Daemon::new(Quota::default());
-        let connection = daemon.connect(SELF);
-        let store = Xenstore(Rc::new(RefCell::new(daemon)), connection);
-        // SAFETY: there is one table, and the page is a zeroed one that nobody else has.
-        let (grants, events) = unsafe { (GrantTable::new(here), EventChannels::new(here, shared)) };
-        let grants = grants.map_err(|error| format!("{error}"))?;
-        let domain = Services { platform: here, grants, events, store, id: SELF };
-        let (ours, theirs) = ("/local/domain/0/device/vbd/1", "/local/domain/0/backend/vbd/0/1");
-        let nodes = [
-            (ours, [("backend", theirs), ("backend-id", "0"), ("handle", "1"), ("state", "1")]),
-            (theirs, [("frontend", ours), ("frontend-id", "0"), ("online", "1"), ("state", "1")]),
-        ];
-        for (directory, nodes) in nodes {
-            for (node, value) in nodes {
-                let written = domain.store.write(Tx::NONE, &format!("{directory}/{node}"), value.as_bytes());
-                written.map_err(|error| format!("{error}"))?;
-            }
-        }
-        let config = front::Config { persistent: way == KEPT, ..front::Config::default() };
-        let front = Front::new(&domain, ours, config).map_err(|error| format!("front end: {error}"))?;
-        let bytes = Box::leak(Box::new(AtomicU64::new(0)));
+        // SAFETY: the caller's.
+        let ground = unsafe { Ground::new(host) }?;
+        let front = front::Config { persistent: way == KEPT, ..front::Config::default() };
         // All that is asked for, or nothing.
         let copy_limit = if way == COPIED { SEGMENTS * PAGE_SIZE as u32 } else { 0 };
         let copy_pages = (DEPTH * SEGMENTS) as u16;
-        let config = back::Config { copy_limit, copy_pages, ..back::Config::default() };
-        let back = Back::new(&domain, theirs, Disk { bytes }, config);
-        let back = back.map_err(|error| format!("back end: {error}"))?;
-        let buffers = here.alloc(Region::Memory, (DEPTH * SEGMENTS) as usize).ok_or("no memory for buffers")?;
-        let mut bed = Self { here, front, back, buffers, sector: 0 };
-        bed.connect()?;
-        Ok(bed)
+        ground.disk(1, front, back::Config { copy_limit, copy_pages, ..back::Config::default() })
     }
 
     fn connect(&mut self) -> Result<(), String> {
@@ -265,9 +302,15 @@ impl Bed {
 
     /// Submits so many reads of so many pages each, and tells the back end. Returns how many it took.
     pub fn submit(&mut self, count: u32, pages: u32) -> u64 {
+        self.submit_to(0, count, pages)
+    }
+
+    /// The same to one of several queues.
+    #[inline(always)]
+    pub fn submit_to(&mut self, queue: usize, count: u32, pages: u32) -> u64 {
         let first = self.here.gfn_of(self.buffers).0 as u32;
         let (here, mut sector) = (self.here, self.sector);
-        let Some(queue) = self.front.queue(0) else { return 0 };
+        let Some(queue) = self.front.queue(queue) else { return 0 };
         for index in 0..count {
             let data = Data { here, first: first + index * SEGMENTS, pages };
             if queue.submit(Operation::Read, sector, data).is_err() {
@@ -282,15 +325,32 @@ impl Bed {
 
     /// Lets the back end do what there is. Returns whether all was well.
     pub fn serve(&mut self) -> u64 {
-        self.back.poll(0).is_ok().into()
+        self.serve_from(0)
+    }
+
+    /// The same for one of several queues.
+    #[inline(always)]
+    pub fn serve_from(&mut self, queue: usize) -> u64 {
+        self.back.poll(queue).is_ok().into()
     }
 
     /// Takes the completions. Returns how many were good.
     pub fn complete(&mut self) -> u64 {
-        let Some(queue) = self.front.queue(0) else { return 0 };
+        self.complete_of(0)
+    }
+
+    /// The same of one of several queues.
+    #[inline(always)]
+    pub fn complete_of(&mut self, queue: usize) -> u64 {
+        let Some(queue) = self.front.queue(queue) else { return 0 };
         let mut good = 0;
         let polled = queue.poll(|completion| good += u64::from(completion.result.is_ok()));
         if polled.is_ok() { good } else { 0 }
+    }
+
+    /// Returns the ports of a queue: the front end's and the back end's.
+    pub fn ports(&mut self, queue: usize) -> Option<[Port; 2]> {
+        Some([self.front.queue(queue)?.port(), self.back.port(queue)?])
     }
 
     /// Copies a page, as the front end does where data goes by way of its own.
@@ -301,10 +361,8 @@ impl Bed {
         1
     }
 
-    /// Bytes that the disk was asked for, and notifications of the front end and of the back end, so far.
-    pub fn counted(&mut self) -> [u64; 3] {
-        let sent = self.back.counters().map_or(0, |counters| counters.notifications);
-        let bytes = self.back.store().bytes.load(Relaxed);
-        [bytes, self.front.counters().notifications, sent]
+    /// Bytes that the disk was asked for so far.
+    pub fn bytes(&mut self) -> u64 {
+        self.back.store().bytes.load(Relaxed)
     }
 }

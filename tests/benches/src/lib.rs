@@ -4,7 +4,8 @@
 //! a Rust program would use otherwise. Instructions are counted by callgrind (`count`), which repeats to the last few; time is told
 //! only as a ratio of what ran in turns (`time`).
 //!
-//! [`bed`] is both ends of a disk, on a hypervisor that is no more than tables (`block`); their instructions are counted in the same way.
+//! [`bed`] is both ends of a disk, on a hypervisor that is no more than tables (`tables`); their instructions are counted in the same way
+//! (`block`). [`fleet`] is many of them (`growth`).
 //!
 //! Built for the bare target as a static library, this package is our half of the comparison under the flags of a kernel, which
 //! has no vector registers.
@@ -13,6 +14,7 @@
 extern crate alloc;
 
 pub mod bed;
+pub mod fleet;
 pub mod work;
 
 #[cfg(target_os = "none")]
@@ -25,7 +27,11 @@ pub mod block;
 #[cfg(not(target_os = "none"))]
 pub mod count;
 #[cfg(not(target_os = "none"))]
+pub mod growth;
+#[cfg(not(target_os = "none"))]
 pub mod rivals;
+#[cfg(not(target_os = "none"))]
+mod tables;
 #[cfg(not(target_os = "none"))]
 pub mod time;
 #[cfg(not(target_os = "none"))]

@@ -118,8 +118,11 @@ pub(crate) fn compile_bare(to: &Path) -> Result<()> {
             link.arg(format!("-Wl,-u,{shape}_{function}"));
         }
     }
-    for function in ["open", "submit", "serve", "complete", "copy", "counted"] {
+    for function in ["open", "submit", "serve", "complete", "copy", "bytes"] {
         link.arg(format!("-Wl,-u,block_{function}"));
+    }
+    for function in ["open", "submit", "handle", "raise", "scan"] {
+        link.arg(format!("-Wl,-u,fleet_{function}"));
     }
     run(link.arg("-o").arg(to).arg(target.join("x86_64-unknown-none/kernel/libbenches.a")))
 }

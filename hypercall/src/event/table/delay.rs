@@ -14,7 +14,7 @@ use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use xen_sys::Port;
 
-use super::{Event, EventChannels, Slot, WORD, place};
+use super::{Event, EventChannels, Slot, WORD, bits, place};
 use crate::platform::Platform;
 
 /// How many events without work are followed by no delay.
@@ -93,12 +93,7 @@ impl<P: Platform> EventChannels<P> {
 
     fn delayed(&self) -> impl Iterator<Item = Port> {
         (0..WORD).flat_map(|word| {
-            let mut left = self.0.delayed[word as usize].load(SeqCst);
-            core::iter::from_fn(move || {
-                let bit = (left != 0).then(|| left.trailing_zeros())?;
-                left &= left - 1;
-                Some(Port(word * WORD + bit))
-            })
+            bits(self.0.delayed[word as usize].load(SeqCst)).map(move |bit| Port(word * WORD + bit))
         })
     }
 

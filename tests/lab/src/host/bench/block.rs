@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use benches::count::Counted;
 use benches::rivals::BATCHES;
-use benches::{baseline, block, count};
+use benches::{baseline, block, count, growth};
 
 use crate::host::bench::plot::{self, Bars};
 use crate::host::bench::{Args, spinner};
@@ -50,6 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let rows = rows(&counts);
     print_rows(&rows);
     print_calls(&counts);
+    let grown = print_growth(&counts);
     if let Some(path) = &args.svg {
         plot::draw_groups(path, "instructions a read of 4 KiB", &rows.iter().map(Row::bars).collect::<Vec<_>>())?;
         println!("drawn in {}", path.display());
@@ -62,6 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         for case in baseline::BLOCK.check(&plain().cloned().collect::<Vec<_>>())? {
             println!("less than before, write a new baseline: {case}");
         }
+        grown?;
         println!("ok");
     }
     Ok(())
@@ -131,4 +133,28 @@ fn print_calls(counts: &[Counted]) {
         }
     }
     println!();
+}
+
+/// Above this share of what one needs, a request needs more where there are many.
+const FLAT: f64 = 1.05;
+
+/// Prints what it costs that there are many; fails if that is more than what one costs.
+fn print_growth(counts: &[Counted]) -> Result<()> {
+    println!("instructions a request at batch 8, both ends and their events; and a port that is found pending");
+    let mut grown = Vec::new();
+    for name in growth::NAMES {
+        let mut of: Vec<_> = counts.iter().map(|counted| &counted.count).filter(|count| count.rival == name).collect();
+        of.sort_by_key(|count| count.batch);
+        let sizes: Vec<_> = of.iter().map(|count| format!("{}: {:.1}", count.batch, count.instructions)).collect();
+        println!("  {name:40}  {}", sizes.join("   "));
+        let [one, .., most] = of[..] else { bail!("not counted: {name}") };
+        if most.instructions > one.instructions * FLAT {
+            grown.push(format!(
+                "{name}: {:.1} at {}, {:.1} at {}",
+                one.instructions, one.batch, most.instructions, most.batch
+            ));
+        }
+    }
+    println!();
+    if grown.is_empty() { Ok(()) } else { bail!("more instructions where there are many:\n{}", grown.join("\n")) }
 }
