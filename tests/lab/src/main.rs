@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! xenlab [demo]                 copies a disk image between two domains of the mock
+//! xenlab bench                  the next two, one after the other
 //! xenlab bench ring             what a request through the message ring costs, beside C's and virtio's
 //! xenlab bench block            what a request through the two ends of a disk costs
 //! xenlab bench xen              what a request costs on real Xen, beside Linux's front end

@@ -12,7 +12,7 @@ pub(crate) mod ring;
 pub(crate) mod xen;
 
 /// What is asked of a table of instruction counts.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Draws the table as an SVG file
     #[arg(long, value_name = "FILE")]
