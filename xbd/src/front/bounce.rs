@@ -151,10 +151,11 @@ impl<G: Grants> Bounce<G> {
         self.manner.persistent
     }
 
-    /// Copies what was read out of a page into a buffer's only part. Returns how many bytes.
-    #[inline]
-    pub(super) fn read_page<B: Buffer>(&self, index: u16, to: &B) -> u64 {
-        let Some(part) = to.parts().next() else { return 0 };
+    /// Puts a page back that stays granted. If it was read, what is in it is copied into the buffer's only part. Returns how many bytes.
+    #[inline(always)]
+    pub(super) fn give_back<B: Buffer>(&mut self, index: u16, read: Option<&B>) -> u64 {
+        self.put_page(index);
+        let Some(part) = read.and_then(|buffer| buffer.parts().next()) else { return 0 };
         let len = part.len().min(PAGE_SIZE);
         part.copy_from(0, self.pages.page(index.into()).slice(0, len));
         len as u64

@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use hypercall::event::Channel;
-use hypercall::grant::{Access, Grants, LoanBook, SharedPages};
+use hypercall::grant::{Access, LoanBook, SharedPages};
 use hypercall::mem::{Buffer, PAGE_SIZE};
 use hypercall::{DomId, GrantRef, Port};
 use xen_sys::io::blkif::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_OKAY, BlkifOp};
@@ -362,6 +362,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     ) -> Result<Option<(u16, Status)>, QueueError> {
         let Self { ring, slots, buffers, bounce, counters, ios, .. } = self;
         let (slots, vacant) = slots.split();
+        let mut kept = bounce.as_mut().filter(|bounce| bounce.is_persistent());
         for response in ring.responses()? {
             *any = true;
             let Answer { id, operation, status } = Native::answer(&response);
@@ -371,9 +372,14 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             };
             // A slot's number.
             let index = id as u16;
-            let common = match slot.state {
-                State::Straight => status == Status::Okay,
-                State::Page => status == Status::Okay && bring_back_page(bounce, buffers, counters, index, slot),
+            let common = match (slot.state, &mut kept) {
+                (State::Straight, _) => status == Status::Okay,
+                (State::Page, Some(bounce)) if status == Status::Okay => {
+                    let page = core::mem::replace(&mut slot.pages, NONE);
+                    let read = buffers.buffer(index).filter(|_| slot.operation == Operation::Read);
+                    counters.bounced_bytes += bounce.give_back(page, read);
+                    true
+                }
                 _ => false,
             };
             if common && let Ok(buffer) = buffers.recall(index) {
@@ -543,26 +549,6 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         });
         self.answered = 0;
     }
-}
-
-/// Takes the data of an I/O out of its only own page, and this back; `false` if it has to be done in another way.
-#[inline]
-fn bring_back_page<G: Grants, B: Buffer>(
-    bounce: &mut Option<Bounce<G>>,
-    buffers: &LoanBook<G, B>,
-    counters: &mut Counters,
-    number: u16,
-    io: &mut Slot,
-) -> bool {
-    let Some(bounce) = bounce.as_mut().filter(|bounce| bounce.is_persistent()) else { return false };
-    let page = core::mem::replace(&mut io.pages, NONE);
-    if io.operation == Operation::Read
-        && let Some(buffer) = buffers.buffer(number)
-    {
-        counters.bounced_bytes += bounce.read_page(page, buffer);
-    }
-    bounce.put_page(page);
-    true
 }
 
 /// Tells what is wrong with a response.

@@ -34,8 +34,11 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     /// # Errors
     /// [`SubmitError`] and the buffer.
     pub fn submit(&mut self, operation: Operation, sector: u64, buffer: B) -> Result<(), (SubmitError, B)> {
-        let Some((first, last)) = self.only_segment(operation, sector, &buffer) else {
+        if self.straight & straight(operation) == 0 {
             return self.accept(operation, sector, 0, buffer);
+        }
+        let Some((first, last)) = self.only_segment(sector, &buffer) else {
+            return self.submit_list(operation, sector, buffer);
         };
         if self.bounce.is_some() {
             return self.submit_page(operation, sector, last - first + 1, buffer);
@@ -52,22 +55,65 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         Ok(())
     }
 
-    /// Returns the sectors of the only segment of a buffer, if that and the rest of its I/O are as most are: a read or write against
-    /// which nothing can be said.
+    /// Returns the sectors of the only segment of a buffer, if there is one and nothing can be said against such an I/O.
     #[inline(always)]
-    fn only_segment(&self, operation: Operation, sector: u64, buffer: &B) -> Option<(u8, u8)> {
-        if self.straight & straight(operation) == 0 {
-            return None;
-        }
+    fn only_segment(&self, sector: u64, buffer: &B) -> Option<(u8, u8)> {
         let mut parts = buffer.segments();
         let part = parts.next()?;
         if parts.next().is_some() {
             return None;
         }
         let (first, last) = sectors_of(&part)?;
-        let sectors = u64::from(last - first) + 1;
-        let fits = sectors <= self.capacity.saturating_sub(sector);
-        (fits && (sector | sectors) & self.unit_mask == 0).then_some((first, last))
+        self.fits(sector, u64::from(last - first) + 1).then_some((first, last))
+    }
+
+    /// Tells whether the disk has those sectors, and whether they are whole ones of its own.
+    #[inline(always)]
+    fn fits(&self, sector: u64, sectors: u64) -> bool {
+        sectors <= self.capacity.saturating_sub(sector) && (sector | sectors) & self.unit_mask == 0
+    }
+
+    /// Lists the segments of a buffer, without their grants, if there are as many as a request takes and nothing can be said against such
+    /// an I/O. Returns how many.
+    #[inline(always)]
+    fn list(&self, sector: u64, buffer: &B, to: &mut [BlkifRequestSegment; MAX_SEGMENTS]) -> Option<usize> {
+        let (mut count, mut sectors) = (0, 0);
+        for part in buffer.segments() {
+            let segment = to.get_mut(count)?;
+            (segment.first_sect, segment.last_sect) = sectors_of(&part)?;
+            sectors += u64::from(segment.last_sect - segment.first_sect) + 1;
+            count += 1;
+        }
+        (count > 0 && self.fits(sector, sectors)).then_some(count)
+    }
+
+    /// Starts an I/O of several segments, as many as a request takes.
+    #[inline(never)]
+    fn submit_list(&mut self, operation: Operation, sector: u64, buffer: B) -> Result<(), (SubmitError, B)> {
+        let mut raw = RawRequest::default();
+        let count = match self.list(sector, &buffer, &mut raw.seg) {
+            Some(count) if self.bounce.is_none() => count,
+            _ => return self.accept(operation, sector, 0, buffer),
+        };
+        let Some(number) = self.note_single(operation, sector, Slot::SINGLE) else { return self.is_full(buffer) };
+        let mut segments = raw.seg.iter_mut();
+        let lent = self.buffers.lend(number, access(operation), count, buffer, move |gref, _| {
+            if let Some(segment) = segments.next() {
+                segment.gref = gref;
+            }
+        });
+        if let Err(buffer) = lent {
+            self.slots.put(number);
+            return self.is_full(buffer);
+        }
+        self.count_single(count);
+        raw.operation = operation.wire();
+        raw.nr_segments = count as u8;
+        raw.id = number.into();
+        raw.sector_number = sector;
+        // As for `submit`.
+        let _ = self.ring.push(&raw);
+        Ok(())
     }
 
     /// The same, by way of an own page.
@@ -166,8 +212,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         begun
     }
 
-    /// Starts an I/O, if there is room for it.
-    #[inline]
+    /// Starts an I/O of any kind, if there is room for it.
     pub(super) fn begin(
         &mut self,
         operation: Operation,
@@ -175,41 +220,10 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         sectors: u64,
         buffer: B,
     ) -> Result<(), (SubmitError, B)> {
-        let mut raw = RawRequest::default();
-        let size = match self.measure(operation, sector, sectors, &buffer, &mut raw.seg) {
+        let size = match self.measure(operation, sector, sectors, &buffer) {
             Ok(size) => size,
             Err(error) => return Err((error, buffer)),
         };
-        let common = matches!(operation, Operation::Read | Operation::Write) && size.segments <= MAX_SEGMENTS;
-        if !common || self.bounce.is_some() {
-            return self.begin_rare(operation, sector, size, buffer);
-        }
-        let Some(number) = self.note_single(operation, sector, Slot::SINGLE) else {
-            return Err((SubmitError::Full, buffer));
-        };
-        let mut segments = raw.seg.iter_mut();
-        let lent = self.buffers.lend(number, access(operation), size.segments, buffer, |gref, _| {
-            if let Some(segment) = segments.next() {
-                segment.gref = gref;
-            }
-        });
-        if let Err(buffer) = lent {
-            self.slots.put(number);
-            return Err((SubmitError::Full, buffer));
-        }
-        self.count_single(size.segments);
-        raw.operation = operation.wire();
-        raw.nr_segments = size.segments as u8;
-        raw.id = number.into();
-        raw.sector_number = sector;
-        // As for `submit`.
-        let _ = self.ring.push(&raw);
-        Ok(())
-    }
-
-    /// The same, for what is neither a read nor a write, or takes several requests or an indirect one, or is copied.
-    #[cold]
-    fn begin_rare(&mut self, operation: Operation, sector: u64, size: Size, buffer: B) -> Result<(), (SubmitError, B)> {
         let data = size.segments > 0;
         let segments = match &mut self.bounce {
             Some(bounce) if data => {
@@ -270,16 +284,8 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         Ok(())
     }
 
-    /// Tells what is wrong with an I/O, or how large it is, and lists as many of its segments as a request takes, without their grants.
-    #[inline]
-    fn measure(
-        &self,
-        operation: Operation,
-        sector: u64,
-        sectors: u64,
-        buffer: &B,
-        list: &mut [BlkifRequestSegment; MAX_SEGMENTS],
-    ) -> Result<Size, SubmitError> {
+    /// Tells what is wrong with an I/O, or how large it is.
+    fn measure(&self, operation: Operation, sector: u64, sectors: u64, buffer: &B) -> Result<Size, SubmitError> {
         let Some(disk) = &self.disk else { return Err(SubmitError::NotConnected) };
         if operation.mutates() && disk.read_only {
             return Err(SubmitError::ReadOnly);
@@ -287,9 +293,6 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         let mut size = Size { segments: 0, sectors: 0 };
         for part in buffer.segments() {
             let Some((first, last)) = sectors_of(&part) else { return Err(SubmitError::BadBuffer) };
-            if let Some(segment) = list.get_mut(size.segments) {
-                (segment.first_sect, segment.last_sect) = (first, last);
-            }
             size.sectors += u64::from(last - first) + 1;
             size.segments += 1;
         }
