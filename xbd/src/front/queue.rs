@@ -154,7 +154,6 @@ pub struct Queue<D: Domain, B: Buffer> {
     pub(super) per_request: usize,
     /// I/Os that were in flight when an earlier back end went, and for which there was no room yet.
     pub(super) backlog: VecDeque<Saved<B>>,
-    pub(super) sequence: u64,
     /// I/Os that are answered, and whose pages the back end still maps.
     answered: u32,
     /// Takes I/Os.
@@ -187,7 +186,6 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             bounce: None,
             per_request: MAX_SEGMENTS,
             backlog: VecDeque::new(),
-            sequence: 0,
             answered: 0,
             open: false,
             disk: None,
@@ -529,9 +527,9 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             }
         }
         // What has not been sent to this one stays after what has.
-        while let Some(saved) = self.backlog.pop_front() {
-            self.sequence += 1;
-            over(Over::Saved(Saved { sequence: self.sequence, ..saved }));
+        let after = self.counters.requests;
+        for (sequence, saved) in (after..).zip(core::mem::take(&mut self.backlog)) {
+            over(Over::Saved(Saved { sequence, ..saved }));
         }
         self.in_flight()
     }

@@ -28,6 +28,7 @@ pub(super) struct Slot {
     pub(super) operation: Operation,
     /// The next one that is free.
     pub(super) next: u16,
+    /// Requests that were written before: the order of the I/Os.
     pub(super) sequence: u64,
     pub(super) sector: u64,
     /// How many, of a discard.
@@ -105,10 +106,10 @@ pub(super) struct Slots {
 pub(super) struct Vacant(u16);
 
 impl Vacant {
-    /// Puts one back that was taken.
+    /// Puts one back whose request was answered.
     #[inline]
     pub(super) fn put(&mut self, index: u16, slot: &mut Slot) {
-        (slot.state, slot.expects) = (State::Free, NOTHING);
+        slot.state = State::Free;
         slot.next = core::mem::replace(&mut self.0, index);
     }
 }
@@ -143,6 +144,7 @@ impl Slots {
     /// Puts one back that was taken.
     pub(super) fn put(&mut self, index: u16) {
         if let Some(slot) = self.list.get_mut(usize::from(index)) {
+            slot.expects = NOTHING;
             self.vacant.put(index, slot);
         }
     }

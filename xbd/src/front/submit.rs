@@ -70,7 +70,8 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     /// Tells whether the disk has those sectors, and whether they are whole ones of its own.
     #[inline(always)]
     fn fits(&self, sector: u64, sectors: u64) -> bool {
-        sectors <= self.capacity.saturating_sub(sector) && (sector | sectors) & self.unit_mask == 0
+        let ends = sector.checked_add(sectors).is_some_and(|end| end <= self.capacity);
+        ends && (sector | sectors) & self.unit_mask == 0
     }
 
     /// Lists the segments of a buffer, without their grants, if there are as many as a request takes and nothing can be said against such
@@ -165,8 +166,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     /// Writes an I/O of one request down, whose segments are in it. Returns its number, or `None` if no slot is free.
     #[inline(always)]
     fn note_single(&mut self, operation: Operation, sector: u64, like: Slot) -> Option<u16> {
-        self.sequence += 1;
-        let mut slot = Slot { operation, sector, sequence: self.sequence, ..like };
+        let mut slot = Slot { operation, sector, sequence: self.counters.requests, ..like };
         slot.ask(operation.wire());
         self.slots.take(slot)
     }
@@ -243,8 +243,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         if requests > 1 && self.bounce.is_none() && !self.may_be_split(&buffer) {
             return Err((SubmitError::BadBuffer, buffer));
         }
-        self.sequence += 1;
-        let (sequence, sectors) = (self.sequence, size.sectors);
+        let (sequence, sectors) = (self.counters.requests, size.sectors);
         let parts = requests as u16;
         let io = Slot { state: State::InFlight, parts, operation, sequence, sector, sectors, ..Slot::SINGLE };
         let Some(number) = self.slots.take(io) else { return Err((SubmitError::Full, buffer)) };
