@@ -92,10 +92,8 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     #[inline(never)]
     fn submit_list(&mut self, operation: Operation, sector: u64, buffer: B) -> Result<(), (SubmitError, B)> {
         let mut raw = RawRequest::default();
-        let count = match self.list(sector, &buffer, &mut raw.seg) {
-            Some(count) if self.bounce.is_none() => count,
-            _ => return self.accept(operation, sector, 0, buffer),
-        };
+        let listed = if self.bounce.is_none() { self.list(sector, &buffer, &mut raw.seg) } else { None };
+        let Some(count) = listed else { return self.accept(operation, sector, 0, buffer) };
         let Some(number) = self.note_single(operation, sector, Slot::SINGLE) else { return self.is_full(buffer) };
         let mut segments = raw.seg.iter_mut();
         let lent = self.buffers.lend(number, access(operation), count, buffer, move |gref, _| {
