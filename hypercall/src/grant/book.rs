@@ -189,9 +189,6 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
     fn provide(&mut self, place: u16, more: usize) -> bool {
         let lacking = usize::from(self.places[usize::from(place)].own == NONE);
         if more + lacking > usize::from(self.listed) {
-            if more >= self.free() {
-                return false;
-            }
             for other in self.places.iter_mut().filter(|other| other.is_idle()) {
                 let own = core::mem::replace(&mut other.own, NONE);
                 self.stock[usize::from(own)].next = core::mem::replace(&mut self.free, own);
