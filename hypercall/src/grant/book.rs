@@ -31,8 +31,6 @@ pub struct LoanBook<G: Grants, B: Buffer> {
     /// First entry that no place has, and how many there are.
     free: u16,
     listed: u16,
-    /// References that share nothing: those, and what places keep.
-    free_count: u16,
 }
 
 struct Place<B: Buffer> {
@@ -47,6 +45,38 @@ struct Place<B: Buffer> {
     shared: bool,
 }
 
+impl<B: Buffer> Place<B> {
+    /// Tells whether it keeps a reference that shares nothing. It may have a buffer: one without segments, or with others that are held.
+    fn is_idle(&self) -> bool {
+        self.own != NONE && !self.shared
+    }
+
+    /// Ends the peer's access to all segments but the first. What is ended is free, whatever becomes of the rest.
+    #[inline(never)]
+    fn end_rest<G: Grants>(
+        &mut self,
+        grants: &G,
+        stock: &mut [Entry],
+        free: &mut u16,
+        listed: &mut u16,
+    ) -> Result<(), StillMapped> {
+        let (mut next, mut left) = (self.rest, self.rest_count);
+        while left > 0
+            && let Some(entry) = stock.get_mut(usize::from(next))
+            && grants.end(entry.gref).is_ok()
+        {
+            next = core::mem::replace(&mut entry.next, core::mem::replace(free, next));
+            left -= 1;
+        }
+        *listed += self.rest_count - left;
+        (self.rest, self.rest_count) = (next, left);
+        match stock.get(usize::from(next)) {
+            Some(Entry { gref, .. }) if left > 0 => Err(StillMapped { gref: *gref }),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// A reference: a place's own, in a place's list, in the free one, or in the quarantine if it is in none.
 struct Entry {
     gref: GrantRef,
@@ -55,7 +85,7 @@ struct Entry {
 
 impl<G: Grants, B: Buffer> fmt::Debug for LoanBook<G, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LoanBook({} place(s), {} of {} free)", self.places.len(), self.free_count, self.stock.len())
+        write!(f, "LoanBook({} place(s), {} of {} free)", self.places.len(), self.free(), self.stock.len())
     }
 }
 
@@ -72,7 +102,7 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
         let place = || Place { buffer: None, gref: GrantRef(0), own: NONE, rest: NONE, rest_count: 0, shared: false };
         let places = (0..places).map(|_| place()).collect();
         let free = if refs > 0 { 0 } else { NONE };
-        Ok(Self { grants: grants.clone(), peer, places, stock, free, listed: refs, free_count: refs })
+        Ok(Self { grants: grants.clone(), peer, places, stock, free, listed: refs })
     }
 
     /// Returns how many references there are.
@@ -80,10 +110,9 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
         self.stock.len()
     }
 
-    /// Returns how many references share nothing.
-    #[inline]
-    pub const fn free(&self) -> usize {
-        self.free_count as usize
+    /// Returns how many references share nothing: those that no place has, and what places keep.
+    pub fn free(&self) -> usize {
+        usize::from(self.listed) + self.places.iter().filter(|place| place.is_idle()).count()
     }
 
     /// Lends the first `count` segments of a buffer, and gives `each` every one with its reference, in their order. With a count of 0
@@ -100,53 +129,58 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
         buffer: B,
         mut each: impl FnMut(GrantRef, Segment),
     ) -> Result<(), B> {
-        let Some(at) = self.places.get(usize::from(place)).filter(|place| place.buffer.is_none()) else {
+        let Some(mut at) = self.places.get_mut(usize::from(place)).filter(|place| place.buffer.is_none()) else {
             return Err(buffer);
         };
-        if count > usize::from(self.free_count) {
-            return Err(buffer);
+        if count > 0 && (at.own == NONE || count - 1 > usize::from(self.listed)) {
+            if !self.provide(place, count - 1) {
+                return Err(buffer);
+            }
+            at = &mut self.places[usize::from(place)];
         }
-        if count > 0 && (at.own == NONE || count - 1 > usize::from(self.listed)) && !self.provide(place, count - 1) {
-            return Err(buffer);
-        }
-        let Some(at) = self.places.get_mut(usize::from(place)) else { return Err(buffer) };
         // In here before anything is shared: should `segments` panic, the pages aren't freed.
         let buffer = at.buffer.insert(ManuallyDrop::new(buffer));
-        // The count bounds the loop even if the buffer should answer differently the second time.
-        let mut segments = buffer.segments();
         if count == 0 {
             return Ok(());
         }
-        let Some(first) = segments.next() else { return Ok(()) };
+        let Some(first) = buffer.segments().next() else { return Ok(()) };
         at.shared = true;
-        self.free_count -= 1;
         // SAFETY: `new` reserved the reference, which is this place's own and was not shared; `Buffer` promises that the page stays, and
         // the buffer stays in here until `recall` has ended every reference.
         unsafe { self.grants.share(at.gref, self.peer, first.gfn, access) };
         each(at.gref, first);
-        if count == 1 {
-            return Ok(());
+        if count > 1 {
+            self.lend_rest(place, access, count as u16 - 1, each);
         }
+        Ok(())
+    }
+
+    /// Lends so many segments more of the buffer in a place, behind the first. There are as many references on the free list.
+    #[inline(never)]
+    fn lend_rest(&mut self, place: u16, access: Access, count: u16, mut each: impl FnMut(GrantRef, Segment)) {
+        let Self { grants, peer, places, stock, free, listed } = self;
+        let (peer, stock) = (*peer, &**stock);
+        let Some(at) = places.get_mut(usize::from(place)) else { return };
+        let Some(buffer) = &at.buffer else { return };
         // Should `each` or the buffer panic, the place has them all, and others none.
-        let (mut next, listed) = (core::mem::replace(&mut self.free, NONE), core::mem::take(&mut self.listed));
-        (at.rest, at.rest_count) = (next, count as u16 - 1);
-        let (grants, peer, stock) = (&self.grants, self.peer, &*self.stock);
-        let mut lent = 0;
-        // There are so many: `provide` has seen to it.
-        while lent < count as u16 - 1
+        let (mut next, all) = (core::mem::replace(free, NONE), core::mem::take(listed));
+        (at.rest, at.rest_count) = (next, count);
+        let mut segments = buffer.segments();
+        let _ = segments.next();
+        // The count bounds the loop even if the buffer should answer differently the second time.
+        let mut left = count;
+        while left > 0
             && let Some(segment) = segments.next()
             && let Some(entry) = stock.get(usize::from(next))
         {
             next = entry.next;
-            lent += 1;
-            // SAFETY: as above, but that it was on the free list.
+            left -= 1;
+            // SAFETY: as for the first, but that it was on the free list.
             unsafe { grants.share(entry.gref, peer, segment.gfn, access) };
             each(entry.gref, segment);
         }
-        at.rest_count = lent;
-        (self.free, self.listed) = (next, listed - lent);
-        self.free_count -= lent;
-        Ok(())
+        at.rest_count = count - left;
+        (*free, *listed) = (next, all - (count - left));
     }
 
     /// Gives a place a reference of its own, and sees to it that there are as many `more` on the free list; `false` if there aren't so
@@ -155,8 +189,7 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
     fn provide(&mut self, place: u16, more: usize) -> bool {
         let lacking = usize::from(self.places[usize::from(place)].own == NONE);
         if more + lacking > usize::from(self.listed) {
-            // A place with a buffer may share nothing by its own reference, too: it has no segments, or others of them are held.
-            for other in self.places.iter_mut().filter(|other| other.own != NONE && !other.shared) {
+            for other in self.places.iter_mut().filter(|other| other.is_idle()) {
                 let own = core::mem::replace(&mut other.own, NONE);
                 self.stock[usize::from(own)].next = core::mem::replace(&mut self.free, own);
                 self.listed += 1;
@@ -184,49 +217,16 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
     /// [`StillMapped`] if the peer has not unmapped a page: the buffer stays, and this may be tried again.
     #[inline(always)]
     pub fn recall(&mut self, place: u16) -> Result<Option<B>, StillMapped> {
-        let Some(at) = self.places.get_mut(usize::from(place)) else { return Ok(None) };
-        if at.rest_count > 0 {
-            return self.recall_all(place);
-        }
-        if at.shared {
-            self.grants.end(at.gref)?;
-            at.shared = false;
-            self.free_count += 1;
-        }
-        Ok(at.buffer.take().map(ManuallyDrop::into_inner))
-    }
-
-    /// The same of a buffer with more than one segment.
-    #[inline(never)]
-    fn recall_all(&mut self, place: u16) -> Result<Option<B>, StillMapped> {
-        let Self { grants, places, stock, free, listed, free_count, .. } = self;
+        let Self { grants, places, stock, free, listed, .. } = self;
         let Some(at) = places.get_mut(usize::from(place)) else { return Ok(None) };
         if at.shared {
             grants.end(at.gref)?;
             at.shared = false;
-            *free_count += 1;
         }
-        // What is ended is free, whatever becomes of the rest.
-        let (first, count) = (at.rest, at.rest_count);
-        let (mut next, mut last, mut ended) = (first, NONE, 0);
-        let mut held = Ok(());
-        while ended < count
-            && let Some(entry) = stock.get(usize::from(next))
-        {
-            if let Err(mapped) = grants.end(entry.gref) {
-                held = Err(mapped);
-                break;
-            }
-            (last, next) = (next, entry.next);
-            ended += 1;
+        if at.rest_count > 0 {
+            at.end_rest(grants, stock, free, listed)?;
         }
-        if let Some(last) = stock.get_mut(usize::from(last)) {
-            last.next = core::mem::replace(free, first);
-            *listed += ended;
-            *free_count += ended;
-            (at.rest, at.rest_count) = (next, count - ended);
-        }
-        held.map(|()| at.buffer.take().map(ManuallyDrop::into_inner))
+        Ok(at.buffer.take().map(ManuallyDrop::into_inner))
     }
 
     /// Empties all places: `ended` gets each buffer, or [`Held`] if the peer has not unmapped a page. References that the peer still

@@ -1,7 +1,7 @@
 //! Own pages that a peer may use, such as those of a ring.
 
+use alloc::boxed::Box;
 use alloc::vec;
-use alloc::vec::Vec;
 
 use xen_sys::{DomId, GrantRef};
 
@@ -13,9 +13,9 @@ use crate::mem::{PAGE_SIZE, Pages, Shared};
 pub struct SharedPages<G: Grants> {
     grants: G,
     peer: DomId,
-    refs: Vec<GrantRef>,
+    refs: Box<[GrantRef]>,
     /// Which of them the peer may use now.
-    shared: Vec<bool>,
+    shared: Box<[bool]>,
     /// Empty only while it is dropped: the pages go to the quarantine if one of them is still mapped.
     pages: Option<Pages<G::Platform>>,
 }
@@ -47,9 +47,9 @@ impl<G: Grants> SharedPages<G> {
     /// As [`new`](Self::new).
     pub fn unshared(grants: &G, peer: DomId, count: usize) -> Result<Self, GrantError> {
         let pages = Pages::new(grants.platform(), count)?;
-        let mut refs = vec![GrantRef(0); count];
+        let mut refs = vec![GrantRef(0); count].into_boxed_slice();
         grants.reserve(&mut refs)?;
-        Ok(Self { grants: grants.clone(), peer, refs, shared: vec![false; count], pages: Some(pages) })
+        Ok(Self { grants: grants.clone(), peer, refs, shared: vec![false; count].into(), pages: Some(pages) })
     }
 
     /// Lets the peer use a page. One that it may use already stays as it is.
@@ -104,7 +104,7 @@ impl<G: Grants> SharedPages<G> {
 
 impl<G: Grants> Drop for SharedPages<G> {
     fn drop(&mut self) {
-        let mut refs = core::mem::take(&mut self.refs);
+        let mut refs = core::mem::take(&mut self.refs).into_vec();
         refs.retain(|gref| match self.grants.end(*gref) {
             Ok(()) => {
                 // SAFETY: reserved by `unshared`, and its access is over.

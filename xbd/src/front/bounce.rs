@@ -1,13 +1,11 @@
 //! Data by way of own pages: for a back end that keeps them mapped, and for one that isn't trusted with the owner's.
 
 use alloc::boxed::Box;
-use alloc::vec;
 
 use hypercall::grant::{Access, GrantError, Grants, SharedPages};
 use hypercall::mem::{Buffer, PAGE_SIZE, Shared};
 use hypercall::{DomId, GrantRef};
 
-use super::numbers::Numbers;
 use crate::SECTOR;
 use crate::protocol::Segment;
 
@@ -27,11 +25,18 @@ pub(super) struct Manner {
 pub(super) struct Bounce<G: Grants> {
     pages: SharedPages<G>,
     manner: Manner,
-    free: Numbers,
-    /// The next page of the same chain.
-    next: Box<[u16]>,
+    list: Box<[Page]>,
+    /// First free one, and how many there are.
+    vacant: u16,
+    free: u16,
     /// Pages of what is over, and that the back end still maps: a chain.
     stuck: u16,
+}
+
+struct Page {
+    gref: GrantRef,
+    /// The next one of the same chain, or the next free one.
+    next: u16,
 }
 
 impl<G: Grants> Bounce<G> {
@@ -41,16 +46,17 @@ impl<G: Grants> Bounce<G> {
         } else {
             SharedPages::unshared(grants, peer, count.into())?
         };
-        let next = vec![NONE; count.into()].into();
-        Ok(Self { pages, manner, free: Numbers::new(count), next, stuck: NONE })
+        let next = |index: u16| if index + 1 < count { index + 1 } else { NONE };
+        let list = (0..count).zip(pages.refs()).map(|(index, gref)| Page { gref: *gref, next: next(index) }).collect();
+        Ok(Self { pages, manner, list, vacant: if count > 0 { 0 } else { NONE }, free: count, stuck: NONE })
     }
 
     pub(super) const fn count(&self) -> usize {
-        self.free.count()
+        self.list.len()
     }
 
     pub(super) const fn free(&self) -> usize {
-        self.free.free()
+        self.free as usize
     }
 
     /// Tells whether there are pages that can't be used because the back end still maps them.
@@ -58,48 +64,69 @@ impl<G: Grants> Bounce<G> {
         self.stuck != NONE
     }
 
-    /// Takes a page for as many bytes as fit into one, as [`lend`](Self::lend) takes more; returns it and its grant, or `None` if none is
-    /// free.
-    pub(super) fn lend_page<B: Buffer>(&mut self, bytes: usize, written: Option<&B>) -> Option<(u16, GrantRef)> {
-        let index = self.free.take()?;
+    /// Takes a page; returns it and its grant, or `None` if none is free. It is granted only by [`share_page`](Self::share_page), unless it
+    /// always is.
+    #[inline]
+    pub(super) fn take_page(&mut self) -> Option<(u16, GrantRef)> {
+        let index = self.vacant;
+        let page = self.list.get_mut(usize::from(index))?;
+        self.vacant = core::mem::replace(&mut page.next, NONE);
+        self.free -= 1;
+        Some((index, page.gref))
+    }
+
+    /// Puts a page back that is not granted, or stays so.
+    #[inline]
+    pub(super) fn put_page(&mut self, index: u16) {
+        if let Some(page) = self.list.get_mut(usize::from(index)) {
+            page.next = core::mem::replace(&mut self.vacant, index);
+            self.free += 1;
+        }
+    }
+
+    /// Lets the back end have a page that was taken, for as many bytes as fit into it, those of a buffer's only part if they are to be
+    /// written.
+    #[inline]
+    pub(super) fn share_page<B: Buffer>(&mut self, index: u16, bytes: usize, written: Option<&B>) {
         let mut filled = 0;
-        let page = self.pages.page(index.into());
-        for part in written.into_iter().flat_map(Buffer::parts) {
-            let part = part.slice(0, part.len().min(bytes - filled));
-            page.copy_from(filled, part);
-            filled += part.len();
+        if let Some(part) = written.and_then(|buffer| buffer.parts().next()) {
+            filled = part.len().min(bytes);
+            self.pages.page(index.into()).copy_from(0, part.slice(0, filled));
         }
         if self.manner.clean {
-            page.clear_from(filled);
+            self.pages.page(index.into()).clear_from(filled);
         }
-        let access = if written.is_some() { Access::ReadOnly } else { Access::ReadWrite };
-        self.pages.share(index.into(), access);
-        self.next[usize::from(index)] = NONE;
-        Some((index, self.pages.refs()[usize::from(index)]))
+        self.share(index, written.is_some());
+    }
+
+    /// Grants a page, if it isn't always.
+    #[inline]
+    fn share(&mut self, index: u16, written: bool) {
+        if !self.manner.persistent {
+            self.pages.share(index.into(), if written { Access::ReadOnly } else { Access::ReadWrite });
+        }
     }
 
     /// Takes pages for so many bytes, copies into them what is to be written, and gives each to `each` as a segment. Returns the first
     /// of the chain. The caller has seen that enough are free.
     pub(super) fn lend<B: Buffer>(&mut self, bytes: usize, written: Option<&B>, mut each: impl FnMut(Segment)) -> u16 {
-        let access = if written.is_some() { Access::ReadOnly } else { Access::ReadWrite };
+        let is_written = written.is_some();
         let mut data = Cursor::new(written.into_iter().flat_map(Buffer::parts));
         let (mut first, mut last) = (NONE, NONE);
         for at in (0..bytes).step_by(PAGE_SIZE) {
-            let Some(index) = self.free.take() else { break };
+            let Some((index, gref)) = self.take_page() else { break };
             let len = (bytes - at).min(PAGE_SIZE);
             let page = self.pages.page(index.into());
             let filled = data.copy(len, |offset, part| page.copy_from(offset, part));
             if self.manner.clean {
                 page.clear_from(filled);
             }
-            self.pages.share(index.into(), access);
-            match self.next.get_mut(usize::from(last)) {
-                Some(last) => *last = index,
+            self.share(index, is_written);
+            match self.list.get_mut(usize::from(last)) {
+                Some(last) => last.next = index,
                 None => first = index,
             }
-            self.next[usize::from(index)] = NONE;
             last = index;
-            let gref = self.pages.refs()[usize::from(index)];
             if let Some(segment) = Segment::new(gref, 0, (len / SECTOR).saturating_sub(1) as u8) {
                 each(segment);
             }
@@ -111,7 +138,7 @@ impl<G: Grants> Bounce<G> {
     pub(super) fn read<B: Buffer>(&self, first: u16, to: &B) -> u64 {
         let mut data = Cursor::new(to.parts());
         let (mut at, mut bytes) = (first, 0);
-        while let Some(next) = self.next.get(usize::from(at)) {
+        while let Some(Page { next, .. }) = self.list.get(usize::from(at)) {
             let page = self.pages.page(at.into());
             bytes += data.copy(PAGE_SIZE, |offset, part| part.copy_from(0, page.slice(offset, part.len()))) as u64;
             at = *next;
@@ -124,34 +151,25 @@ impl<G: Grants> Bounce<G> {
         self.manner.persistent
     }
 
-    /// Copies what was read out of a page. Returns how many bytes.
-    pub(super) fn read_page<B: Buffer>(&self, page: u16, to: &B) -> u64 {
-        let page = self.pages.page(page.into());
-        let mut done = 0;
-        for part in to.parts() {
-            let len = part.len().min(page.len() - done);
-            part.copy_from(0, page.slice(done, len));
-            done += len;
-        }
-        done as u64
-    }
-
-    /// Takes back a page that stays granted.
-    pub(super) fn put_page(&mut self, page: u16) {
-        self.free.put(page);
+    /// Puts a page back that stays granted. If it was read, what is in it is copied into the buffer's only part. Returns how many bytes.
+    #[inline(always)]
+    pub(super) fn give_back<B: Buffer>(&mut self, index: u16, read: Option<&B>) -> u64 {
+        self.put_page(index);
+        let Some(part) = read.and_then(|buffer| buffer.parts().next()) else { return 0 };
+        let len = part.len().min(PAGE_SIZE);
+        part.copy_from(0, self.pages.page(index.into()).slice(0, len));
+        len as u64
     }
 
     /// Takes the pages of a chain back. Returns how many of them the back end still maps, which are lacking until it lets go.
     pub(super) fn end(&mut self, first: u16) -> u64 {
         let (mut at, mut stuck) = (first, 0);
-        while let Some(next) = self.next.get_mut(usize::from(at)) {
-            let index = at;
+        while let Some(page) = self.list.get_mut(usize::from(at)) {
+            let index = core::mem::replace(&mut at, page.next);
             if self.manner.persistent || self.pages.end(index.into()).is_ok() {
-                at = *next;
-                self.free.put(index);
+                self.put_page(index);
             } else {
-                at = core::mem::replace(next, self.stuck);
-                self.stuck = index;
+                page.next = core::mem::replace(&mut self.stuck, index);
                 stuck += 1;
             }
         }

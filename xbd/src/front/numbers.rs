@@ -15,17 +15,6 @@ impl Numbers {
         Self { stack: (0..count).rev().collect(), free: usize::from(count) }
     }
 
-    /// Returns how many there are.
-    pub(super) const fn count(&self) -> usize {
-        self.stack.len()
-    }
-
-    /// Returns how many are free.
-    #[inline]
-    pub(super) const fn free(&self) -> usize {
-        self.free
-    }
-
     /// Takes a free one.
     #[inline]
     pub(super) fn take(&mut self) -> Option<u16> {

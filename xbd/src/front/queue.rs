@@ -7,14 +7,14 @@ use hypercall::event::Channel;
 use hypercall::grant::{Access, LoanBook, SharedPages};
 use hypercall::mem::{Buffer, PAGE_SIZE};
 use hypercall::{DomId, GrantRef, Port};
-use xen_sys::io::blkif::BlkifOp;
+use xen_sys::io::blkif::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_OKAY, BlkifOp};
 use xenbus::Domain;
 use xenbus::ring::{FrontRing, Notify, RingPages};
 
 use super::bounce::{Bounce, Manner, NONE};
 use super::numbers::Numbers;
 use super::over::{Completion, Counters, IoError, Over, QueueError, Returned, Saved, SubmitError};
-use super::slots::{Form, Slot, Slots, State};
+use super::slots::{Slot, Slots, State};
 use super::{Config, FrontError};
 use crate::features::{Abilities, Discard, Disk};
 use crate::protocol::{Answer, Layout, Native, Operation, Segment, Status};
@@ -146,13 +146,14 @@ pub struct Queue<D: Domain, B: Buffer> {
     pub(super) slots: Slots,
     /// I/Os that were submitted and are not over.
     pub(super) ios: u32,
+    /// Requests that are not answered, but for the first of each I/O.
+    pub(super) parts: u32,
     pub(super) tables: Option<Tables<D>>,
     pub(super) bounce: Option<Bounce<D::Grants>>,
     /// Segments of the largest request.
     pub(super) per_request: usize,
     /// I/Os that were in flight when an earlier back end went, and for which there was no room yet.
     pub(super) backlog: VecDeque<Saved<B>>,
-    pub(super) sequence: u64,
     /// I/Os that are answered, and whose pages the back end still maps.
     answered: u32,
     /// Takes I/Os.
@@ -180,11 +181,11 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             buffers: LoanBook::new(grants, peer, 0, 0)?,
             slots: Slots::new(depth),
             ios: 0,
+            parts: 0,
             tables: None,
             bounce: None,
             per_request: MAX_SEGMENTS,
             backlog: VecDeque::new(),
-            sequence: 0,
             answered: 0,
             open: false,
             disk: None,
@@ -342,56 +343,61 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         let mut any = false;
         // Bounded: each response takes a request out of flight, and none is submitted in here.
         loop {
-            while let Some(response) = self.ring.pop()? {
-                any = true;
-                self.take(&response, done)?;
-            }
-            if !self.ring.arm()? {
-                return Ok(any);
+            match self.take_common(&mut any, done)? {
+                Some((index, status)) => self.take_other(index, status, done),
+                None if self.ring.arm()? => {}
+                None => return Ok(any),
             }
         }
     }
 
+    /// Takes responses that each end an I/O in the way that most do, up to the first of another kind, which it returns.
     #[inline(always)]
-    fn take(&mut self, response: &RawResponse, done: &mut impl FnMut(Completion<B>)) -> Result<(), QueueError> {
-        let Answer { id, operation, status } = Native::answer(response);
-        let slot = usize::try_from(id).ok().and_then(|index| self.slots.get_mut(index));
-        let Some(slot) = slot.and_then(|slot| slot.is_answered_by(operation).then_some(slot)) else {
-            return Err(self.wrong(id, operation));
-        };
-        // A slot's number.
-        let index = id as u16;
-        let form = slot.form;
-        if status == Status::Okay
-            && (form == Form::Straight || (form == Form::Page && self.bring_back_page(index)))
-            && let Ok(buffer) = self.buffers.recall(index)
-        {
-            self.slots.put(index);
-            self.ios -= 1;
-            if let Some(buffer) = buffer {
-                done(Completion { buffer: Returned::Whole(buffer), result: Ok(()) });
+    fn take_common(
+        &mut self,
+        any: &mut bool,
+        done: &mut impl FnMut(Completion<B>),
+    ) -> Result<Option<(u16, Status)>, QueueError> {
+        let Self { ring, slots, buffers, bounce, counters, ios, .. } = self;
+        let (slots, vacant) = slots.split();
+        let mut kept = bounce.as_mut().filter(|bounce| bounce.is_persistent());
+        for response in ring.responses()? {
+            *any = true;
+            let Answer { id, operation, status } = Native::answer(&response);
+            let slot = usize::try_from(id).ok().and_then(|index| slots.get_mut(index));
+            let Some(slot) = slot.and_then(|slot| slot.is_answered_by(operation).then_some(slot)) else {
+                return Err(wrong(slots, id, operation));
+            };
+            // A slot's number.
+            let index = id as u16;
+            let common = match (slot.state, &mut kept) {
+                (State::Straight, _) => status == Status::Okay,
+                (State::Page, Some(bounce)) if status == Status::Okay => {
+                    let page = core::mem::replace(&mut slot.pages, NONE);
+                    let read = buffers.buffer(index).filter(|_| slot.operation == Operation::Read);
+                    counters.bounced_bytes += bounce.give_back(page, read);
+                    true
+                }
+                _ => false,
+            };
+            if common && let Ok(buffer) = buffers.recall(index) {
+                vacant.put(index, slot);
+                *ios -= 1;
+                if let Some(buffer) = buffer {
+                    done(Completion { buffer: Returned::Whole(buffer), result: Ok(()) });
+                }
+                continue;
             }
-            return Ok(());
+            return Ok(Some((index, status)));
         }
-        self.take_other(index, status, done);
-        Ok(())
-    }
-
-    /// Tells what is wrong with a response.
-    #[cold]
-    fn wrong(&mut self, id: u64, claimed: BlkifOp) -> QueueError {
-        let slot = usize::try_from(id).ok().and_then(|index| self.slots.get_mut(index));
-        match slot.is_some_and(|slot| slot.is_asked()) {
-            true => QueueError::WrongOperation { id, claimed },
-            false => QueueError::UnknownId(id),
-        }
+        Ok(None)
     }
 
     /// Takes an answer that doesn't end its I/O, or ends it in another way than most.
     #[inline(never)]
     fn take_other(&mut self, index: u16, status: Status, done: &mut dyn FnMut(Completion<B>)) {
         let slot = &mut self.slots[index];
-        let number = if slot.form == Form::Other { slot.io } else { index };
+        let number = if matches!(slot.state, State::Straight | State::Page) { index } else { slot.io };
         if slot.table != NONE
             && let Some(tables) = &mut self.tables
         {
@@ -400,11 +406,12 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         // The first one stays as long as the I/O.
         if number != index {
             self.slots.put(index);
+            self.parts -= 1;
         }
         let io = &mut self.slots[number];
         io.parts -= 1;
-        if io.status == Status::Okay {
-            io.status = status;
+        if io.status == BLKIF_RSP_OKAY {
+            io.status = status.wire();
         }
         if io.parts == 0 {
             self.answer(number, done);
@@ -414,7 +421,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     /// All requests of an I/O are answered.
     fn answer(&mut self, number: u16, done: &mut dyn FnMut(Completion<B>)) {
         let io = &self.slots[number];
-        if io.status == Status::NotSupported {
+        if io.status == BLKIF_RSP_EOPNOTSUPP {
             let operation = io.operation;
             self.learn_lack(operation);
         }
@@ -435,29 +442,12 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         self.look_straight();
     }
 
-    /// Takes the data of an I/O out of its only own page, and this back; `false` if it has to be done in another way.
-    #[inline(never)]
-    fn bring_back_page(&mut self, number: u16) -> bool {
-        let (Some(bounce), io) = (&mut self.bounce, &mut self.slots[number]) else { return false };
-        if !bounce.is_persistent() {
-            return false;
-        }
-        let page = core::mem::replace(&mut io.pages, NONE);
-        if io.operation == Operation::Read
-            && let Some(buffer) = self.buffers.buffer(number)
-        {
-            self.counters.bounced_bytes += bounce.read_page(page, buffer);
-        }
-        bounce.put_page(page);
-        true
-    }
-
     /// Takes the data of an I/O out of the own pages, and these back.
     fn bring_back(&mut self, number: u16) {
         let (Some(bounce), io) = (&mut self.bounce, &mut self.slots[number]) else { return };
         let first = core::mem::replace(&mut io.pages, NONE);
         if io.operation == Operation::Read
-            && io.status == Status::Okay
+            && io.status == BLKIF_RSP_OKAY
             && let Some(buffer) = self.buffers.buffer(number)
         {
             self.counters.bounced_bytes += bounce.read(first, buffer);
@@ -526,7 +516,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         self.broken = Some(QueueError::Gone);
         self.retry(&mut |completion| over(Over::Done(completion)));
         for number in 0..self.slots.count() as u16 {
-            if self.slots[number].state != State::InFlight {
+            if !self.slots[number].is_in_flight() {
                 continue;
             }
             if let Ok(Some(buffer)) = self.buffers.recall(number) {
@@ -537,9 +527,9 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             }
         }
         // What has not been sent to this one stays after what has.
-        while let Some(saved) = self.backlog.pop_front() {
-            self.sequence += 1;
-            over(Over::Saved(Saved { sequence: self.sequence, ..saved }));
+        let after = self.counters.requests;
+        for (sequence, saved) in (after..).zip(core::mem::take(&mut self.backlog)) {
+            over(Over::Saved(Saved { sequence, ..saved }));
         }
         self.in_flight()
     }
@@ -559,14 +549,24 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     }
 }
 
+/// Tells what is wrong with a response.
+#[cold]
+fn wrong(slots: &[Slot], id: u64, claimed: BlkifOp) -> QueueError {
+    let slot = usize::try_from(id).ok().and_then(|index| slots.get(index));
+    match slot.is_some_and(Slot::is_asked) {
+        true => QueueError::WrongOperation { id, claimed },
+        false => QueueError::UnknownId(id),
+    }
+}
+
 /// Returns the bit of an operation in [`Queue::straight`].
 #[inline]
 pub(super) const fn straight(operation: Operation) -> u8 {
     1 << operation as u8
 }
 
-const fn result_of(status: Status) -> Result<(), IoError> {
-    match status {
+const fn result_of(status: i16) -> Result<(), IoError> {
+    match Status::from_wire(status) {
         Status::Okay => Ok(()),
         Status::Error => Err(IoError::Failed),
         Status::NotSupported => Err(IoError::NotSupported),

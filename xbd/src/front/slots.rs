@@ -2,10 +2,10 @@
 
 use alloc::boxed::Box;
 
-use xen_sys::io::blkif::BlkifOp;
+use xen_sys::io::blkif::{BLKIF_RSP_OKAY, BlkifOp};
 
 use super::bounce::NONE;
-use crate::protocol::{Operation, Status};
+use crate::protocol::Operation;
 
 /// No operation that a response could name: nothing is in flight.
 const NOTHING: u16 = u16::MAX;
@@ -15,7 +15,6 @@ const NOTHING: u16 = u16::MAX;
 #[derive(Clone, Copy)]
 pub(super) struct Slot {
     pub(super) state: State,
-    pub(super) form: Form,
     /// Requests that are not answered.
     pub(super) parts: u16,
     /// First of the own pages that its data goes by.
@@ -29,29 +28,23 @@ pub(super) struct Slot {
     pub(super) operation: Operation,
     /// The next one that is free.
     pub(super) next: u16,
+    /// Requests that were written before: the order of the I/Os.
     pub(super) sequence: u64,
     pub(super) sector: u64,
     /// How many, of a discard.
     pub(super) sectors: u64,
-    /// The first one that isn't good, if any.
-    pub(super) status: Status,
-}
-
-/// What a good answer to a request brings about.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
-    /// It is the only one of its I/O, with its segments in it: the answer ends it.
-    Straight,
-    /// The same, by way of a single own page.
-    Page,
-    /// Something else.
-    Other,
+    /// The wire value of the first one that isn't good, if any.
+    pub(super) status: i16,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     Free,
-    /// An I/O that was submitted and is not over.
+    /// An I/O that was submitted and is not over: of one request, with its segments in it. A good answer ends it.
+    Straight,
+    /// The same, by way of a single own page.
+    Page,
+    /// Another I/O that was submitted and is not over.
     InFlight,
     /// One of which all is answered, but the back end still maps a page of it.
     Answered,
@@ -62,8 +55,7 @@ pub(super) enum State {
 impl Slot {
     /// An I/O of one request.
     pub(super) const SINGLE: Self = Self {
-        state: State::InFlight,
-        form: Form::Straight,
+        state: State::Straight,
         parts: 1,
         pages: NONE,
         table: NONE,
@@ -74,8 +66,13 @@ impl Slot {
         sequence: 0,
         sector: 0,
         sectors: 0,
-        status: Status::Okay,
+        status: BLKIF_RSP_OKAY,
     };
+
+    /// Tells whether it is an I/O of which not all is answered.
+    pub(super) const fn is_in_flight(&self) -> bool {
+        matches!(self.state, State::Straight | State::Page | State::InFlight)
+    }
 
     /// Returns whether a response that names this operation is one to this request; there is no other then.
     #[inline]
@@ -102,56 +99,53 @@ impl Slot {
 /// All slots of a queue: as many as the ring has.
 pub(super) struct Slots {
     list: Box<[Slot]>,
-    /// First free one, and how many there are.
-    vacant: u16,
-    free: u16,
+    vacant: Vacant,
+}
+
+/// The first one that is free.
+pub(super) struct Vacant(u16);
+
+impl Vacant {
+    /// Puts one back whose request was answered.
+    #[inline]
+    pub(super) fn put(&mut self, index: u16, slot: &mut Slot) {
+        slot.state = State::Free;
+        slot.next = core::mem::replace(&mut self.0, index);
+    }
 }
 
 impl Slots {
     pub(super) fn new(count: u16) -> Self {
         let next = |index: u16| if index + 1 < count { index + 1 } else { NONE };
         let slot = |index| Slot { state: State::Free, next: next(index), ..Slot::SINGLE };
-        Self { list: (0..count).map(slot).collect(), vacant: if count > 0 { 0 } else { NONE }, free: count }
+        Self { list: (0..count).map(slot).collect(), vacant: Vacant(if count > 0 { 0 } else { NONE }) }
     }
 
     pub(super) const fn count(&self) -> usize {
         self.list.len()
     }
 
+    /// Returns the slots, and what is known of the free ones, for a batch.
     #[inline]
-    pub(super) const fn free(&self) -> usize {
-        self.free as usize
-    }
-
-    #[inline]
-    pub(super) fn get_mut(&mut self, index: usize) -> Option<&mut Slot> {
-        self.list.get_mut(index)
-    }
-
-    /// Returns the one that [`take`](Self::take) will take; no slot's number if there is none.
-    #[inline]
-    pub(super) const fn vacant(&self) -> u16 {
-        self.vacant
+    pub(super) fn split(&mut self) -> (&mut [Slot], &mut Vacant) {
+        (&mut self.list, &mut self.vacant)
     }
 
     /// Takes a free one, and fills it in.
     #[inline]
     pub(super) fn take(&mut self, with: Slot) -> Option<u16> {
-        let index = self.vacant;
+        let index = self.vacant.0;
         let slot = self.list.get_mut(usize::from(index))?;
-        self.vacant = slot.next;
-        self.free -= 1;
+        self.vacant.0 = slot.next;
         *slot = with;
         Some(index)
     }
 
     /// Puts one back that was taken.
-    #[inline]
     pub(super) fn put(&mut self, index: u16) {
         if let Some(slot) = self.list.get_mut(usize::from(index)) {
-            (slot.state, slot.expects) = (State::Free, NOTHING);
-            slot.next = core::mem::replace(&mut self.vacant, index);
-            self.free += 1;
+            slot.expects = NOTHING;
+            self.vacant.put(index, slot);
         }
     }
 }

@@ -6,10 +6,10 @@ use hypercall::mem::Buffer;
 use xen_sys::io::blkif::{BlkifOp, BlkifRequestSegment};
 use xenbus::Domain;
 
-use super::bounce::NONE;
+use super::bounce::{Bounce, NONE};
 use super::over::{Counters, SubmitError};
 use super::queue::{Queue, RawRequest, Ring, Tables, straight};
-use super::slots::{Form, Slot, Slots, State};
+use super::slots::{Slot, Slots, State};
 use crate::features::Disk;
 use crate::protocol::{Data, IndirectPages, Layout, Native, Operation, Request, Segment, Segments};
 use crate::{MAX_SEGMENTS, SECTOR};
@@ -34,45 +34,89 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     /// # Errors
     /// [`SubmitError`] and the buffer.
     pub fn submit(&mut self, operation: Operation, sector: u64, buffer: B) -> Result<(), (SubmitError, B)> {
-        let Some((first, last)) = self.only_segment(operation, sector, &buffer) else {
+        if self.straight & straight(operation) == 0 {
             return self.accept(operation, sector, 0, buffer);
+        }
+        let Some((first, last)) = self.only_segment(sector, &buffer) else {
+            return self.submit_list(operation, sector, buffer);
         };
         if self.bounce.is_some() {
             return self.submit_page(operation, sector, last - first + 1, buffer);
         }
         let mut gref = GrantRef(0);
-        // If no slot is free, there is no such place.
-        let number = self.slots.vacant();
+        let Some(number) = self.note_single(operation, sector, Slot::SINGLE) else { return self.is_full(buffer) };
         if let Err(buffer) = self.buffers.lend(number, access(operation), 1, buffer, |only, _| gref = only) {
-            self.counters.full += 1;
-            return Err((SubmitError::Full, buffer));
+            self.slots.put(number);
+            return self.is_full(buffer);
         }
-        self.note_single(operation, sector, Slot::SINGLE, 1);
+        self.count_single(1);
         // There is room: a ring has as many slots as there are numbers, and this one was free.
         let _ = self.ring.push(&Native::emit_one(number.into(), operation, sector, (gref, first, last)));
         Ok(())
     }
 
-    /// Returns the sectors of the only segment of a buffer, if that and the rest of its I/O are as most are: a read or write against
-    /// which nothing can be said.
+    /// Returns the sectors of the only segment of a buffer, if there is one and nothing can be said against such an I/O.
     #[inline(always)]
-    fn only_segment(&self, operation: Operation, sector: u64, buffer: &B) -> Option<(u8, u8)> {
-        if self.straight & straight(operation) == 0 {
-            return None;
-        }
+    fn only_segment(&self, sector: u64, buffer: &B) -> Option<(u8, u8)> {
         let mut parts = buffer.segments();
         let part = parts.next()?;
         if parts.next().is_some() {
             return None;
         }
         let (first, last) = sectors_of(&part)?;
-        let sectors = u64::from(last - first) + 1;
-        let fits = sector < self.capacity && sectors <= self.capacity - sector;
-        (fits && (sector | sectors) & self.unit_mask == 0).then_some((first, last))
+        self.fits(sector, u64::from(last - first) + 1).then_some((first, last))
+    }
+
+    /// Tells whether the disk has those sectors, and whether they are whole ones of its own.
+    #[inline(always)]
+    fn fits(&self, sector: u64, sectors: u64) -> bool {
+        let ends = sector.checked_add(sectors).is_some_and(|end| end <= self.capacity);
+        ends && (sector | sectors) & self.unit_mask == 0
+    }
+
+    /// Lists the segments of a buffer, without their grants, if there are as many as a request takes and nothing can be said against such
+    /// an I/O. Returns how many.
+    #[inline(always)]
+    fn list(&self, sector: u64, buffer: &B, to: &mut [BlkifRequestSegment; MAX_SEGMENTS]) -> Option<usize> {
+        let (mut count, mut sectors) = (0, 0);
+        for part in buffer.segments() {
+            let segment = to.get_mut(count)?;
+            (segment.first_sect, segment.last_sect) = sectors_of(&part)?;
+            sectors += u64::from(segment.last_sect - segment.first_sect) + 1;
+            count += 1;
+        }
+        (count > 0 && self.fits(sector, sectors)).then_some(count)
+    }
+
+    /// Starts an I/O of several segments, as many as a request takes.
+    #[inline(never)]
+    fn submit_list(&mut self, operation: Operation, sector: u64, buffer: B) -> Result<(), (SubmitError, B)> {
+        let mut raw = RawRequest::default();
+        let listed = if self.bounce.is_none() { self.list(sector, &buffer, &mut raw.seg) } else { None };
+        let Some(count) = listed else { return self.accept(operation, sector, 0, buffer) };
+        let Some(number) = self.note_single(operation, sector, Slot::SINGLE) else { return self.is_full(buffer) };
+        let mut segments = raw.seg.iter_mut();
+        let lent = self.buffers.lend(number, access(operation), count, buffer, move |gref, _| {
+            if let Some(segment) = segments.next() {
+                segment.gref = gref;
+            }
+        });
+        if let Err(buffer) = lent {
+            self.slots.put(number);
+            return self.is_full(buffer);
+        }
+        self.count_single(count);
+        raw.operation = operation.wire();
+        raw.nr_segments = count as u8;
+        raw.id = number.into();
+        raw.sector_number = sector;
+        // As for `submit`.
+        let _ = self.ring.push(&raw);
+        Ok(())
     }
 
     /// The same, by way of an own page.
-    #[inline(never)]
+    #[inline]
     fn submit_page(
         &mut self,
         operation: Operation,
@@ -80,34 +124,54 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         sectors: u8,
         buffer: B,
     ) -> Result<(), (SubmitError, B)> {
-        let number = self.slots.vacant();
-        let Some(bounce) = self.bounce.as_mut().filter(|bounce| bounce.free() > 0) else {
+        let Some((page, gref)) = self.bounce.as_mut().and_then(Bounce::take_page) else {
             return self.accept(operation, sector, 0, buffer);
         };
-        if let Err(buffer) = self.buffers.lend(number, Access::ReadOnly, 0, buffer, |_, _| {}) {
-            return self.accept(operation, sector, 0, buffer);
-        }
+        let like = Slot { state: State::Page, pages: page, ..Slot::SINGLE };
+        let kept = match self.note_single(operation, sector, like) {
+            Some(number) => self.buffers.lend(number, Access::ReadOnly, 0, buffer, |_, _| {}).map(|()| number),
+            None => Err(buffer),
+        };
+        let number = match kept {
+            Ok(number) => number,
+            Err(buffer) => {
+                if let Some(bounce) = &mut self.bounce {
+                    bounce.put_page(page);
+                }
+                return self.is_full(buffer);
+            }
+        };
         let written = if operation == Operation::Write { self.buffers.buffer(number) } else { None };
         let bytes = usize::from(sectors) * SECTOR;
         if written.is_some() {
             self.counters.bounced_bytes += bytes as u64;
         }
-        if let Some((page, gref)) = bounce.lend_page(bytes, written) {
-            self.note_single(operation, sector, Slot { form: Form::Page, pages: page, ..Slot::SINGLE }, 1);
-            // As for `submit`.
-            let segment = (gref, 0, sectors - 1);
-            let _ = self.ring.push(&Native::emit_one(number.into(), operation, sector, segment));
+        if let Some(bounce) = &mut self.bounce {
+            bounce.share_page(page, bytes, written);
         }
+        self.count_single(1);
+        // As for `submit`.
+        let _ = self.ring.push(&Native::emit_one(number.into(), operation, sector, (gref, 0, sectors - 1)));
         Ok(())
     }
 
-    /// Writes an I/O of one request down, whose segments are in it.
+    #[cold]
+    fn is_full(&mut self, buffer: B) -> Result<(), (SubmitError, B)> {
+        self.counters.full += 1;
+        Err((SubmitError::Full, buffer))
+    }
+
+    /// Writes an I/O of one request down, whose segments are in it. Returns its number, or `None` if no slot is free.
     #[inline(always)]
-    fn note_single(&mut self, operation: Operation, sector: u64, like: Slot, segments: usize) {
-        self.sequence += 1;
-        let mut slot = Slot { operation, sector, sequence: self.sequence, ..like };
+    fn note_single(&mut self, operation: Operation, sector: u64, like: Slot) -> Option<u16> {
+        let mut slot = Slot { operation, sector, sequence: self.counters.requests, ..like };
         slot.ask(operation.wire());
-        let _ = self.slots.take(slot);
+        self.slots.take(slot)
+    }
+
+    /// Counts an I/O that was written down so, when it is sure that it goes into the ring.
+    #[inline(always)]
+    fn count_single(&mut self, segments: usize) {
         self.ios += 1;
         self.counters.requests += 1;
         self.counters.segments += segments as u64;
@@ -146,8 +210,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         begun
     }
 
-    /// Starts an I/O, if there is room for it.
-    #[inline]
+    /// Starts an I/O of any kind, if there is room for it.
     pub(super) fn begin(
         &mut self,
         operation: Operation,
@@ -155,39 +218,10 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         sectors: u64,
         buffer: B,
     ) -> Result<(), (SubmitError, B)> {
-        let mut raw = RawRequest::default();
-        let size = match self.measure(operation, sector, sectors, &buffer, &mut raw.seg) {
+        let size = match self.measure(operation, sector, sectors, &buffer) {
             Ok(size) => size,
             Err(error) => return Err((error, buffer)),
         };
-        let common = matches!(operation, Operation::Read | Operation::Write) && size.segments <= MAX_SEGMENTS;
-        if !common || self.bounce.is_some() {
-            return self.begin_rare(operation, sector, size, buffer);
-        }
-        // If no slot is free, there is no such place.
-        let number = self.slots.vacant();
-        let mut segments = raw.seg.iter_mut();
-        let lent = self.buffers.lend(number, access(operation), size.segments, buffer, |gref, _| {
-            if let Some(segment) = segments.next() {
-                segment.gref = gref;
-            }
-        });
-        if let Err(buffer) = lent {
-            return Err((SubmitError::Full, buffer));
-        }
-        self.note_single(operation, sector, Slot::SINGLE, size.segments);
-        raw.operation = operation.wire();
-        raw.nr_segments = size.segments as u8;
-        raw.id = number.into();
-        raw.sector_number = sector;
-        // As for `submit`.
-        let _ = self.ring.push(&raw);
-        Ok(())
-    }
-
-    /// The same, for what is neither a read nor a write, or takes several requests or an indirect one, or is copied.
-    #[cold]
-    fn begin_rare(&mut self, operation: Operation, sector: u64, size: Size, buffer: B) -> Result<(), (SubmitError, B)> {
         let data = size.segments > 0;
         let segments = match &mut self.bounce {
             Some(bounce) if data => {
@@ -207,19 +241,15 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         if requests > 1 && self.bounce.is_none() && !self.may_be_split(&buffer) {
             return Err((SubmitError::BadBuffer, buffer));
         }
-        let number = self.slots.vacant();
-        self.sequence += 1;
-        let (sequence, sectors) = (self.sequence, size.sectors);
+        let (sequence, sectors) = (self.counters.requests, size.sectors);
         let parts = requests as u16;
-        let io = Slot { form: Form::Other, parts, io: number, operation, sequence, sector, sectors, ..Slot::SINGLE };
-        if self.slots.take(io).is_none() {
-            return Err((SubmitError::Full, buffer));
-        }
+        let io = Slot { state: State::InFlight, parts, operation, sequence, sector, sectors, ..Slot::SINGLE };
+        let Some(number) = self.slots.take(io) else { return Err((SubmitError::Full, buffer)) };
+        self.slots[number].io = number;
         self.ios += 1;
-        self.counters.segments += segments as u64;
         let lent = if data && self.bounce.is_none() { segments } else { 0 };
-        let Self { buffers, slots, tables, bounce, ring, counters, .. } = self;
-        let sender = Sender::<D> { number, first: true, ring, slots, tables, counters };
+        let Self { buffers, slots, parts, tables, bounce, ring, counters, .. } = self;
+        let sender = Sender::<D> { number, first: true, ring, slots, parts, tables, counters };
         let mut split = Split { sender, operation, sector, left: segments, per_request, part: Part::EMPTY };
         let lent = buffers.lend(number, access(operation), lent, buffer, |gref, part| {
             if let Some(segment) = wire_segment(gref, &part) {
@@ -231,6 +261,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             self.ios -= 1;
             return Err((SubmitError::Full, buffer));
         }
+        split.sender.counters.segments += segments as u64;
         if let (true, Some(bounce)) = (data, bounce) {
             let written = buffers.buffer(number).filter(|_| operation != Operation::Read);
             let bytes = size.sectors as usize * SECTOR;
@@ -250,16 +281,8 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         Ok(())
     }
 
-    /// Tells what is wrong with an I/O, or how large it is, and lists as many of its segments as a request takes, without their grants.
-    #[inline]
-    fn measure(
-        &self,
-        operation: Operation,
-        sector: u64,
-        sectors: u64,
-        buffer: &B,
-        list: &mut [BlkifRequestSegment; MAX_SEGMENTS],
-    ) -> Result<Size, SubmitError> {
+    /// Tells what is wrong with an I/O, or how large it is.
+    fn measure(&self, operation: Operation, sector: u64, sectors: u64, buffer: &B) -> Result<Size, SubmitError> {
         let Some(disk) = &self.disk else { return Err(SubmitError::NotConnected) };
         if operation.mutates() && disk.read_only {
             return Err(SubmitError::ReadOnly);
@@ -267,9 +290,6 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         let mut size = Size { segments: 0, sectors: 0 };
         for part in buffer.segments() {
             let Some((first, last)) = sectors_of(&part) else { return Err(SubmitError::BadBuffer) };
-            if let Some(segment) = list.get_mut(size.segments) {
-                (segment.first_sect, segment.last_sect) = (first, last);
-            }
             size.sectors += u64::from(last - first) + 1;
             size.segments += 1;
         }
@@ -303,7 +323,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
 
     /// Returns how many segments an I/O of this operation may have.
     pub(super) fn max_of(&self, operation: Operation) -> usize {
-        let stock = self.bounce.as_ref().map_or(self.buffers.refs(), super::bounce::Bounce::count);
+        let stock = self.bounce.as_ref().map_or(self.buffers.refs(), Bounce::count);
         stock.min(self.slots.count() * self.per_request_of(operation))
     }
 
@@ -313,8 +333,9 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         if segments > max {
             return Err(SubmitError::TooLarge { segments, max });
         }
-        let free = self.bounce.as_ref().map_or(self.buffers.free(), super::bounce::Bounce::free);
-        if segments > free || requests > self.slots.free() {
+        // Whether there are as many grants is seen where they are taken.
+        let lacking = self.bounce.as_ref().is_some_and(|bounce| segments > bounce.free());
+        if lacking || requests + (self.ios + self.parts) as usize > self.slots.count() {
             return Err(SubmitError::Full);
         }
         Ok(())
@@ -362,6 +383,7 @@ struct Sender<'a, D: Domain> {
     first: bool,
     ring: &'a mut Ring<D>,
     slots: &'a mut Slots,
+    parts: &'a mut u32,
     tables: &'a mut Option<Tables<D>>,
     counters: &'a mut Counters,
 }
@@ -372,8 +394,9 @@ impl<D: Domain> Sender<'_, D> {
         let index = if core::mem::take(&mut self.first) {
             self.number
         } else {
-            let part = Slot { state: State::Part, form: Form::Other, io: self.number, operation, ..Slot::SINGLE };
+            let part = Slot { state: State::Part, io: self.number, operation, ..Slot::SINGLE };
             let Some(index) = self.slots.take(part) else { return };
+            *self.parts += 1;
             index
         };
         let slot = &mut self.slots[index];

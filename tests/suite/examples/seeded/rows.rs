@@ -199,8 +199,8 @@ pub(crate) const ROWS: &[Row] = &[
         class: "response ids (XSA-376)",
         bug: "an impossible status is a good one",
         file: "xbd/src/front/queue.rs",
-        from: "        let Answer { id, operation, status } = Native::answer(response);\n",
-        to: "        let Answer { id, operation, mut status } = Native::answer(response);\n        if matches!(status, Status::Unknown(_)) {\n            status = Status::Okay;\n        }\n",
+        from: "let Answer { id, operation, status } = Native::answer(&response);\n",
+        to: "let Answer { id, operation, mut status } = Native::answer(&response);\n            if matches!(status, Status::Unknown(_)) {\n                status = Status::Okay;\n            }\n",
         test: test("suite", "xbd_hostile_back", "every_status_ends_its_request_and_none_breaks_the_queue"),
     },
     Row {
@@ -379,8 +379,8 @@ pub(crate) const ROWS: &[Row] = &[
         class: "resource exhaustion (XSA-300, 392)",
         bug: "a reference that a place keeps is counted as free, and not found",
         file: "hypercall/src/grant/book.rs",
-        from: "|other| other.own != NONE && !other.shared)",
-        to: "|other| other.own != NONE && other.buffer.is_none())",
+        from: "self.places.iter_mut().filter(|other| other.is_idle())",
+        to: "self.places.iter_mut().filter(|other| other.is_idle() && other.buffer.is_none())",
         test: test(
             "hypercall",
             "claims",

@@ -320,3 +320,36 @@ fn page_that_an_untrusted_back_end_keeps_is_lacking_and_holds_up_nobody() {
     front.follow(&bed);
     ends(bed, front, players);
 }
+
+#[test]
+fn what_is_refused_takes_nothing_however_often_it_is_tried() {
+    let ways = [(Config::DEFAULT, 20), (Config::DEFAULT, 40), (PERSISTENT, 20), (PERSISTENT, 40), (UNTRUSTED, 40)];
+    for (config, max_grants) in ways {
+        let config = Config { max_grants, ..config };
+        let nodes = [("feature-flush-cache", "1"), KEEPS[0]];
+        let (bed, mut front, mut players) = connected(7, config, &nodes);
+        for pages in [1, 3, 11, 20] {
+            // As many as there are requests, or grants.
+            let room = 32.min(usize::from(max_grants) / pages);
+            for round in 0..3 {
+                let mut next = || submit(&mut front, Operation::Read, 0, Some(buffer(&bed, pages * PAGE_SIZE, 0)));
+                for index in 0..room + 50 {
+                    let expected = if index < room { Ok(()) } else { Err(SubmitError::Full) };
+                    assert_eq!(next().map(drop), expected, "{config:?}: {index} of {pages} page(s), round {round}");
+                }
+                let requests = players[0].requests(&bed);
+                players[0].all_well(&requests);
+                front.follow(&bed);
+                assert_eq!(front.front.queue(0).unwrap().in_flight(), 0);
+            }
+            // These take nothing but a request.
+            for _ in 0..32 {
+                submit(&mut front, Operation::Flush, 0, None).unwrap();
+            }
+            let requests = players[0].requests(&bed);
+            players[0].all_well(&requests);
+            front.follow(&bed);
+        }
+        ends(bed, front, players);
+    }
+}
