@@ -31,8 +31,8 @@ pub(crate) const ROWS: &[Row] = &[
         class: "end of disk (XSA-270)",
         bug: "where a request ends is added up without care",
         file: "xbd/src/back/queue/take.rs",
-        from: "let inside = sector.checked_add(sectors).is_some_and(|end| end <= self.disk.sectors);",
-        to: "let inside = sector.wrapping_add(sectors) <= self.disk.sectors;",
+        from: "let inside = sector.checked_add(sectors).is_some_and(|end| end <= disk.sectors);",
+        to: "let inside = sector.wrapping_add(sectors) <= disk.sectors;",
         test: test("suite", "xbd_hostile_front", "sectors_beyond_the_end_are_refused_and_up_to_it_are_served"),
     },
     Row {
