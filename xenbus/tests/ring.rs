@@ -216,6 +216,26 @@ fn an_index_that_goes_back_while_some_are_left_gives_no_more_than_it_claims() {
 }
 
 #[test]
+fn what_is_ready_can_be_taken_without_another_look_from_every_starting_index() {
+    for start in 0..=255 {
+        let (memory, mut front, mut back) = pair(4, start);
+        assert_eq!(back.ready(), Ok(0));
+        for value in 0..3 {
+            assert!(front.push(&Msg(value)));
+        }
+        let _ = front.publish();
+        assert_eq!(back.ready(), Ok(3));
+        // What is said meanwhile isn't looked at: neither more, nor nonsense.
+        memory.store(Field::ReqProd, start.wrapping_add(100), Ordering::Relaxed);
+        for value in 0..3 {
+            assert_eq!(back.ready(), Ok(3 - value));
+            assert_eq!(back.pop(), Ok(Some(Msg(value))));
+        }
+        assert!(back.ready().is_err());
+    }
+}
+
+#[test]
 fn back_ring_accepts_a_request_producer_iff_it_is_within_what_was_taken_and_the_size() {
     for start in 0..=255u8 {
         for taken in 0..=4u8 {
@@ -230,8 +250,9 @@ fn back_ring_accepts_a_request_producer_iff_it_is_within_what_was_taken_and_the_
                 }
                 memory.store(Field::ReqProd, lie, Ordering::Relaxed);
                 let ahead = lie.wrapping_sub(start);
-                let next = match start % 2 {
+                let next = match start % 3 {
                     0 => back.pop(),
+                    1 => back.ready().map(|ready| (ready > 0).then_some(Msg(0))),
                     _ => back.requests().map(|mut requests| requests.next()),
                 };
                 match next {
@@ -242,6 +263,7 @@ fn back_ring_accepts_a_request_producer_iff_it_is_within_what_was_taken_and_the_
                         assert_eq!(error, RingError::PeerOverflow { claimed: ahead.into(), size: 4 });
                         memory.store(Field::ReqProd, start.wrapping_add(taken), Ordering::Relaxed);
                         assert_eq!(back.pop(), Err(error), "a broken ring stays broken");
+                        assert_eq!(back.ready(), Err(error));
                         assert_eq!(back.requests().map(|requests| requests.count()), Err(error));
                         assert_eq!(back.arm(), Err(error));
                     }

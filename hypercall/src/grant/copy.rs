@@ -2,6 +2,7 @@
 
 use core::fmt;
 use core::marker::PhantomData;
+use core::mem::MaybeUninit;
 
 use xen_sys::grant_table::{GNTCOPY_dest_gref, GNTCOPY_source_gref, GnttabCopy, GnttabCopyPtr, GnttabCopyPtrU};
 use xen_sys::xen::DOMID_SELF;
@@ -102,7 +103,8 @@ impl fmt::Display for CopyError {
 
 /// Copies to be done in one hypercall. Stands on the stack, and allocates nothing.
 pub struct CopyBatch<'a> {
-    ops: [GnttabCopy; MAX],
+    /// The first `len` are filled in. To fill in the others would cost more than most batches are worth.
+    ops: [MaybeUninit<GnttabCopy>; MAX],
     len: usize,
     life: PhantomData<&'a ()>,
 }
@@ -148,11 +150,9 @@ impl<'a> CopyBatch<'a> {
     pub const MAX: usize = MAX;
 
     /// Makes an empty batch.
+    #[inline]
     pub const fn new() -> Self {
-        const SIDE: GnttabCopyPtr =
-            GnttabCopyPtr { u: GnttabCopyPtrU { gmfn: XenPfn(0) }, domid: DOMID_SELF, offset: 0 };
-        let op = GnttabCopy { source: SIDE, dest: SIDE, len: 0, flags: 0, status: UNTRIED };
-        Self { ops: [op; MAX], len: 0, life: PhantomData }
+        Self { ops: [const { MaybeUninit::uninit() }; MAX], len: 0, life: PhantomData }
     }
 
     /// Returns how many copies are in the batch.
@@ -204,8 +204,8 @@ impl<'a> CopyBatch<'a> {
         let source_flag = if from.is_grant { GNTCOPY_source_gref } else { 0 };
         let dest_flag = if to.is_grant { GNTCOPY_dest_gref } else { 0 };
         let index = self.len;
-        self.ops[index] =
-            GnttabCopy { source: from.ptr, dest: to.ptr, len, flags: source_flag | dest_flag, status: UNTRIED };
+        let flags = source_flag | dest_flag;
+        self.ops[index].write(GnttabCopy { source: from.ptr, dest: to.ptr, len, flags, status: UNTRIED });
         self.len += 1;
         Ok(index)
     }
@@ -216,7 +216,8 @@ impl<'a> CopyBatch<'a> {
     /// `hypervisor` is that of the domain whose memory the local sides name.
     pub fn run<H: Hypervisor>(&mut self, hypervisor: &H, mut failed: impl FnMut(usize, GrantOpError)) -> usize {
         let mut of: [u8; MAX] = core::array::from_fn(|index| index as u8);
-        let mut ops = &mut self.ops[..self.len];
+        // SAFETY: `add` has filled in as many.
+        let mut ops = unsafe { self.ops[..self.len].assume_init_mut() };
         let mut done = 0;
         for left in (0..TRIES).rev() {
             if ops.is_empty() {

@@ -1,9 +1,8 @@
 //! Mapping foreign pages into address space of our own.
 
+use alloc::boxed::Box;
 use alloc::vec;
-use alloc::vec::Vec;
 use core::fmt;
-use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
 use xen_sys::grant_table::{GNTMAP_host_map, GNTMAP_readonly, GNTST_okay, GnttabMapGrantRef, GnttabUnmapGrantRef};
@@ -16,7 +15,7 @@ use crate::error::XenError;
 use crate::mem::{OutOfMemory, PAGE_SIZE, Shared};
 use crate::platform::{Level, Platform, Region};
 
-/// Entries of one hypercall; they stand on the stack.
+/// Entries of one hypercall.
 const BATCH: usize = 32;
 
 /// How often a grant is tried again whose frame is being paged in.
@@ -81,69 +80,76 @@ impl fmt::Display for UnmapError {
     }
 }
 
-/// One page of a window.
+/// What is with one page of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Slot {
+enum State {
     Empty,
-    /// In the batch that is being mapped.
-    Claimed,
-    Mapped {
-        handle: GrantHandle,
-        access: Access,
-    },
+    /// In the batch that is mapped next.
+    Coming,
+    Mapped,
+    /// In the batch that is unmapped next.
+    Going,
     /// Xen refused to unmap it: what is there now is not known.
     Stuck,
 }
 
-/// What goes into one hypercall, and what each entry is about. To fill in what is not in use would cost more than most batches are
-/// worth.
-struct Batch<T, O> {
-    entries: [MaybeUninit<T>; BATCH],
-    of: [MaybeUninit<O>; BATCH],
+/// One page of a window.
+#[derive(Clone, Copy)]
+struct Slot<T> {
+    /// Of what is mapped.
+    handle: GrantHandle,
+    state: State,
+    writable: bool,
+    note: T,
+}
+
+/// What goes into one hypercall, and the slot of each entry.
+struct Batch<T> {
+    entries: [T; BATCH],
+    of: [u32; BATCH],
     len: usize,
 }
 
-impl<T: Copy, O: Copy> Batch<T, O> {
-    #[inline]
-    const fn new() -> Self {
-        Self { entries: [const { MaybeUninit::uninit() }; BATCH], of: [const { MaybeUninit::uninit() }; BATCH], len: 0 }
+impl<T: Copy> Batch<T> {
+    const fn new(entry: T) -> Self {
+        Self { entries: [entry; BATCH], of: [0; BATCH], len: 0 }
     }
 
-    /// Adds an entry, for which there is room; tells whether it was the last.
-    #[inline]
-    fn push(&mut self, entry: T, of: O) -> bool {
-        let at = self.len;
-        self.entries[at].write(entry);
-        self.of[at].write(of);
-        self.len = at + 1;
-        self.len == BATCH
+    /// Returns the next entry, to be filled in, if there is room.
+    #[inline(always)]
+    fn next(&mut self, slot: usize) -> Option<&mut T> {
+        let (entry, of) = (self.entries.get_mut(self.len)?, self.of.get_mut(self.len)?);
+        *of = slot as u32;
+        self.len += 1;
+        Some(entry)
     }
 
     /// Returns what was added, and begins anew.
-    #[inline]
-    fn take(&mut self) -> (&mut [T], &mut [O]) {
-        let len = core::mem::take(&mut self.len);
-        let (entries, of) = (&mut self.entries[..len], &mut self.of[..len]);
-        // SAFETY: `push` has filled in as many, and a value in a `MaybeUninit` is laid out as one outside.
-        unsafe { (&mut *(core::ptr::from_mut(entries) as *mut [T]), &mut *(core::ptr::from_mut(of) as *mut [O])) }
+    #[inline(always)]
+    fn take(&mut self) -> (&mut [T], &mut [u32]) {
+        let len = core::mem::take(&mut self.len).min(BATCH);
+        (&mut self.entries[..len], &mut self.of[..len])
     }
 }
 
 /// Address space into which grants of other domains are mapped, page by page. Dropping it unmaps them all.
 ///
-/// Mapping and unmapping take batches of any length; a hypercall does 32. Nothing is allocated after [`Window::new`].
-pub struct Window<P: Platform> {
+/// What is to be mapped or unmapped is taken into a batch, of which a hypercall does up to 32. Nothing is allocated after
+/// [`Window::new`]. `T` is what its owner notes of each slot.
+pub struct Window<P: Platform, T: Copy = ()> {
     platform: P,
     va: NonNull<u8>,
     /// Xen knows the slots by frame number, not by address.
     is_translated: bool,
-    slots: Vec<Slot>,
+    slots: Box<[Slot<T>]>,
+    coming: Box<Batch<GnttabMapGrantRef>>,
+    going: Box<Batch<GnttabUnmapGrantRef>>,
 }
 
 // SAFETY: the address space is owned, and the platform's handle says itself whether it may move to another thread.
-unsafe impl<P: Platform + Send> Send for Window<P> {}
+unsafe impl<P: Platform + Send, T: Copy + Send> Send for Window<P, T> {}
 
-impl<P: Platform> fmt::Debug for Window<P> {
+impl<P: Platform, T: Copy> fmt::Debug for Window<P, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Window({:p}, {} of {} mapped, {} stuck)", self.va, self.mapped(), self.slots.len(), self.stuck())
     }
@@ -155,9 +161,27 @@ impl<P: Platform> Window<P> {
     /// # Errors
     /// [`OutOfMemory`] if there is none.
     pub fn new(platform: &P, slots: usize) -> Result<Self, OutOfMemory> {
+        Self::with_notes(platform, slots, ())
+    }
+}
+
+impl<P: Platform, T: Copy> Window<P, T> {
+    /// The same, with a note for each slot.
+    ///
+    /// # Errors
+    /// As for `new`.
+    pub fn with_notes(platform: &P, slots: usize, note: T) -> Result<Self, OutOfMemory> {
         let va = platform.alloc(Region::Unbacked, slots).ok_or(OutOfMemory { pages: slots })?;
         let is_translated = is_auto_translated(platform);
-        Ok(Self { platform: platform.clone(), va, is_translated, slots: vec![Slot::Empty; slots] })
+        let slot = Slot { handle: GrantHandle(0), state: State::Empty, writable: false, note };
+        Ok(Self {
+            platform: platform.clone(),
+            va,
+            is_translated,
+            slots: vec![slot; slots].into(),
+            coming: Box::new(Batch::new(GnttabMapGrantRef::default())),
+            going: Box::new(Batch::new(GnttabUnmapGrantRef::default())),
+        })
     }
 
     /// Returns how many slots there are.
@@ -167,12 +191,12 @@ impl<P: Platform> Window<P> {
 
     /// Returns how many slots are mapped.
     pub fn mapped(&self) -> usize {
-        self.slots.iter().filter(|slot| matches!(slot, Slot::Mapped { .. })).count()
+        self.slots.iter().filter(|slot| matches!(slot.state, State::Mapped | State::Going)).count()
     }
 
     /// Returns how many slots can't be used any more because they could not be unmapped.
     pub fn stuck(&self) -> usize {
-        self.slots.iter().filter(|slot| matches!(slot, Slot::Stuck)).count()
+        self.slots.iter().filter(|slot| slot.state == State::Stuck).count()
     }
 
     /// Maps a grant into an empty slot.
@@ -189,7 +213,7 @@ impl<P: Platform> Window<P> {
     /// [`MapError`] of the first grant that failed; nothing is mapped then.
     pub fn map_run(&mut self, first: usize, requests: &[MapRequest]) -> Result<Shared<'_>, MapError> {
         let run = first..first.saturating_add(requests.len());
-        if let Some(slot) = run.clone().find(|slot| self.slots.get(*slot).is_some_and(|slot| *slot != Slot::Empty)) {
+        if let Some(slot) = run.clone().find(|slot| self.slots.get(*slot).is_some_and(|_| !self.is_empty(*slot))) {
             return Err(MapError::Occupied { slot });
         }
         let mut result = Ok(());
@@ -203,119 +227,76 @@ impl<P: Platform> Window<P> {
     }
 
     /// Maps grants into empty slots, in as few hypercalls as possible. Each ends up mapped or not by itself; `outcome` is
-    /// called once for each, with its index in the batch, in any order.
+    /// called once for each, with its slot, in any order; also for what was [added](Self::add) before.
     pub fn map_batch(
         &mut self,
         batch: impl IntoIterator<Item = (usize, MapRequest)>,
         mut outcome: impl FnMut(usize, Result<(), MapError>),
     ) {
-        // With index and slot of each operation.
-        let mut ops = Batch::new();
-        for (index, (slot, request)) in batch.into_iter().enumerate() {
-            match self.slots.get_mut(slot) {
-                Some(state @ Slot::Empty) => {
-                    *state = Slot::Claimed;
-                    if ops.push(self.map_op(slot, request), (index, slot)) {
-                        self.map_chunk(ops.take(), &mut outcome);
-                    }
-                }
-                None => outcome(index, Err(MapError::NoSlot { slot })),
-                Some(_) => outcome(index, Err(MapError::Occupied { slot })),
+        for (slot, request) in batch {
+            if self.slots.get(slot).is_none() {
+                outcome(slot, Err(MapError::NoSlot { slot }));
+            } else if !self.is_empty(slot) {
+                outcome(slot, Err(MapError::Occupied { slot }));
+            } else if !self.add(slot, request) {
+                self.map_added(&mut outcome);
+                self.add(slot, request);
             }
         }
-        self.map_chunk(ops.take(), &mut outcome);
+        self.map_added(outcome);
     }
 
-    #[inline]
-    fn map_op(&self, slot: usize, request: MapRequest) -> GnttabMapGrantRef {
-        let readonly = if request.access == Access::ReadOnly { GNTMAP_readonly } else { 0 };
-        GnttabMapGrantRef {
-            host_addr: self.host_addr(slot),
-            flags: GNTMAP_host_map | readonly,
-            r#ref: request.gref,
-            dom: request.peer,
-            status: UNTRIED,
-            ..GnttabMapGrantRef::default()
-        }
+    /// Takes a grant into the batch that [`map_added`](Self::map_added) maps. Returns `false` if it is full, or the slot is not empty.
+    #[inline(always)]
+    pub fn add(&mut self, slot: usize, request: MapRequest) -> bool {
+        let Self { platform, va, is_translated, slots, coming, .. } = self;
+        let Some(entry @ Slot { state: State::Empty, .. }) = slots.get_mut(slot) else { return false };
+        let Some(op) = coming.next(slot) else { return false };
+        let writable = request.access == Access::ReadWrite;
+        (entry.state, entry.writable) = (State::Coming, writable);
+        // The rest is what Xen answers.
+        op.host_addr = host_addr(platform, *va, *is_translated, slot);
+        op.flags = GNTMAP_host_map | if writable { 0 } else { GNTMAP_readonly };
+        (op.r#ref, op.dom, op.status) = (request.gref, request.peer, UNTRIED);
+        true
     }
 
-    /// Maps what fits into one hypercall.
+    /// Returns how many grants are in that batch.
+    #[inline(always)]
+    pub fn added(&self) -> usize {
+        self.coming.len
+    }
+
+    /// Takes all but the first `len` out of that batch again.
+    pub fn forget(&mut self, len: usize) {
+        let Self { slots, coming, .. } = self;
+        let of = coming.of.get(len..coming.len).unwrap_or_default();
+        of.iter().for_each(|of| slots[*of as usize].state = State::Empty);
+        coming.len -= of.len();
+    }
+
+    /// Maps what was added, in one hypercall. `outcome` is called once for each, with its slot, in any order.
     #[inline]
-    fn map_chunk(
-        &mut self,
-        (ops, of): (&mut [GnttabMapGrantRef], &mut [(usize, usize)]),
-        outcome: &mut impl FnMut(usize, Result<(), MapError>),
-    ) {
+    pub fn map_added(&mut self, mut outcome: impl FnMut(usize, Result<(), MapError>)) {
+        let Self { platform, slots, coming, .. } = self;
+        let (ops, of) = coming.take();
         if ops.is_empty() {
             return;
         }
         // SAFETY: the addresses are of slots that are ours and empty.
-        let called = unsafe { call::map_grant_ref(&self.platform, ops) };
+        let called = unsafe { call::map_grant_ref(platform, ops) };
         let mut failed = false;
-        for (op, (index, slot)) in ops.iter().zip(&*of) {
+        for (op, of) in ops.iter().zip(&*of) {
             // A handle exists if and only if the status says so, whatever the call as a whole says.
             if op.status == GNTST_okay {
-                self.note_mapped(op, *slot);
-                outcome(*index, Ok(()));
+                note_mapped(slots, *of, op.handle);
+                outcome(*of as usize, Ok(()));
             } else {
                 failed = true;
             }
         }
         if failed {
-            self.map_again(ops, of, called, outcome);
-        }
-    }
-
-    #[inline]
-    fn note_mapped(&mut self, op: &GnttabMapGrantRef, slot: usize) {
-        let access = if op.flags & GNTMAP_readonly != 0 { Access::ReadOnly } else { Access::ReadWrite };
-        self.slots[slot] = Slot::Mapped { handle: op.handle, access };
-    }
-
-    /// Deals with those of a call that were not mapped: tries those once more that are being paged in.
-    #[cold]
-    fn map_again(
-        &mut self,
-        mut ops: &mut [GnttabMapGrantRef],
-        of: &mut [(usize, usize)],
-        mut called: Result<(), XenError>,
-        outcome: &mut dyn FnMut(usize, Result<(), MapError>),
-    ) {
-        // Those that are mapped were told of after the first call.
-        let mut told = true;
-        for left in (0..TRIES).rev() {
-            let mut again = 0;
-            for at in 0..ops.len() {
-                let (op, (index, slot)) = (ops[at], of[at]);
-                let status = GrantStatus(op.status);
-                if status.is_again() && left > 0 {
-                    ops[again] = GnttabMapGrantRef { status: UNTRIED, ..op };
-                    of[again] = (index, slot);
-                    again += 1;
-                    continue;
-                }
-                let mapped = match (status.ok(), called) {
-                    (Ok(()), _) if told => continue,
-                    (Ok(()), _) => {
-                        self.note_mapped(&op, slot);
-                        outcome(index, Ok(()));
-                        continue;
-                    }
-                    (Err(GrantStatus(UNTRIED)), Err(error)) => MapError::Xen(error),
-                    (Err(status), _) => MapError::Refused { gref: op.r#ref, status },
-                };
-                self.slots[slot] = Slot::Empty;
-                outcome(index, Err(mapped));
-            }
-            if again == 0 {
-                return;
-            }
-            ops = &mut ops[..again];
-            // The pager runs in another domain. Yielding can't fail, and nothing would follow from it.
-            let _ = sched::yield_now(&self.platform);
-            // SAFETY: as above.
-            called = unsafe { call::map_grant_ref(&self.platform, ops) };
-            told = false;
+            map_again(platform, slots, (ops, of), called, &mut outcome);
         }
     }
 
@@ -333,88 +314,122 @@ impl<P: Platform> Window<P> {
     /// [`UnmapError`] if Xen refuses some. The others are unmapped. Where the whole call was refused, the slots stay mapped
     /// and it may be tried again; else they are [stuck](Self::stuck).
     pub fn unmap_batch(&mut self, slots: impl IntoIterator<Item = usize>) -> Result<(), UnmapError> {
-        let mut ops = Batch::new();
-        let mut failed = 0;
+        let (mut stuck, mut left) = (0, 0);
         for slot in slots {
-            let Some(Slot::Mapped { handle, .. }) = self.slots.get(slot) else { continue };
-            let (host_addr, handle) = (self.host_addr(slot), *handle);
-            if ops.push(GnttabUnmapGrantRef { host_addr, dev_bus_addr: 0, handle, status: UNTRIED }, slot) {
-                failed += self.unmap_chunk(ops.take());
+            if self.is_mapped(slot) && !self.remove(slot) {
+                stuck += self.unmap_removed(|_, _| {});
+                left += usize::from(!self.remove(slot));
             }
         }
-        failed += self.unmap_chunk(ops.take());
+        stuck += self.unmap_removed(|_, _| {});
+        let failed = stuck + left + self.going.len;
         if failed == 0 { Ok(()) } else { Err(UnmapError { failed }) }
+    }
+
+    /// Takes a slot into the batch that [`unmap_removed`](Self::unmap_removed) unmaps; there is no view of it any more. Returns `false` if
+    /// it is full, or nothing is mapped in the slot.
+    #[inline(always)]
+    pub fn remove(&mut self, slot: usize) -> bool {
+        let Self { platform, va, is_translated, slots, going, .. } = self;
+        let Some(entry @ Slot { state: State::Mapped, .. }) = slots.get_mut(slot) else { return false };
+        let Some(op) = going.next(slot) else { return false };
+        entry.state = State::Going;
+        // Nothing is mapped for devices: `dev_bus_addr` stays 0.
+        op.host_addr = host_addr(platform, *va, *is_translated, slot);
+        (op.handle, op.status) = (entry.handle, UNTRIED);
+        true
+    }
+
+    /// Returns how many slots are in that batch.
+    #[inline(always)]
+    pub fn removed(&self) -> usize {
+        self.going.len
+    }
+
+    /// Unmaps what was removed, in one hypercall. `freed` is called for each slot that is empty now; returns how many are stuck. What is
+    /// left where the whole call was refused stays in the batch for the next time.
+    #[inline]
+    pub fn unmap_removed(&mut self, mut freed: impl FnMut(usize, &mut T)) -> usize {
+        let Self { platform, slots, going, .. } = self;
+        let (ops, of) = going.take();
+        if ops.is_empty() {
+            return 0;
+        }
+        // SAFETY: there are no views: `&mut self`, and none was made since `remove`.
+        let called = unsafe { call::unmap_grant_ref(platform, ops) };
+        let (mut left, mut stuck) = (0, 0);
+        for at in 0..ops.len() {
+            let (op, of_op) = (ops[at], of[at]);
+            let slot = &mut slots[of_op as usize];
+            if op.status == GNTST_okay {
+                slot.state = State::Empty;
+                freed(of_op as usize, &mut slot.note);
+            } else if op.status == UNTRIED && called.is_err() {
+                (ops[left], of[left]) = (op, of_op);
+                left += 1;
+            } else {
+                slot.state = State::Stuck;
+                stuck += 1;
+            }
+        }
+        going.len = left;
+        stuck
     }
 
     /// Leaves everything mapped that is, for ever: somebody may still use it who can't be told. Dropping the window loses its
     /// address space then.
     pub fn abandon(&mut self) {
-        for slot in self.slots.iter_mut().filter(|slot| matches!(slot, Slot::Mapped { .. })) {
-            *slot = Slot::Stuck;
-        }
-    }
-
-    /// Unmaps what fits into one hypercall. Returns how many are still mapped, or may be.
-    fn unmap_chunk(&mut self, (ops, of): (&mut [GnttabUnmapGrantRef], &mut [usize])) -> usize {
-        if ops.is_empty() {
-            return 0;
-        }
-        // SAFETY: `&mut self`, so there are no views.
-        let called = unsafe { call::unmap_grant_ref(&self.platform, ops) };
-        let mut failed = 0;
-        for (op, slot) in ops.iter().zip(of) {
-            if op.status == GNTST_okay {
-                self.slots[*slot] = Slot::Empty;
-                continue;
-            }
-            match (GrantStatus(op.status).ok(), called) {
-                (Ok(()), _) => {}
-                (Err(GrantStatus(UNTRIED)), Err(_)) => failed += 1,
-                (Err(_), _) => {
-                    self.slots[*slot] = Slot::Stuck;
-                    failed += 1;
-                }
+        self.going.len = 0;
+        for slot in &mut self.slots {
+            if matches!(slot.state, State::Mapped | State::Going) {
+                slot.state = State::Stuck;
             }
         }
-        failed
     }
 
     /// Tells whether something is mapped in a slot.
     #[inline]
     pub fn is_mapped(&self, slot: usize) -> bool {
-        matches!(self.slots.get(slot), Some(Slot::Mapped { .. }))
+        matches!(self.slots.get(slot), Some(Slot { state: State::Mapped, .. }))
     }
 
     /// Tells whether something can be mapped into a slot: it is there, nothing is mapped in it, and it is not [stuck](Self::stuck).
     #[inline]
     pub fn is_empty(&self, slot: usize) -> bool {
-        matches!(self.slots.get(slot), Some(Slot::Empty))
+        matches!(self.slots.get(slot), Some(Slot { state: State::Empty, .. }))
+    }
+
+    /// Returns what is noted of a slot.
+    #[inline(always)]
+    pub fn note(&self, slot: usize) -> Option<&T> {
+        Some(&self.slots.get(slot)?.note)
+    }
+
+    /// Lets what is noted of a slot be changed.
+    #[inline(always)]
+    pub fn note_mut(&mut self, slot: usize) -> Option<&mut T> {
+        Some(&mut self.slots.get_mut(slot)?.note)
     }
 
     /// Returns the view of a mapped slot.
     #[inline]
     pub fn view(&self, slot: usize) -> Option<Shared<'_>> {
-        let Some(Slot::Mapped { access, .. }) = self.slots.get(slot) else { return None };
+        let Some(Slot { state: State::Mapped, writable, .. }) = self.slots.get(slot) else { return None };
         let va = self.platform.mapped(self.slot_va(slot));
         // SAFETY: mapped, and unmapped only by `&mut self` or `drop`, which the borrow keeps away. Another domain's memory is seen in
         // no other way than through views.
-        Some(unsafe {
-            match access {
-                Access::ReadWrite => Shared::new(va, PAGE_SIZE),
-                Access::ReadOnly => Shared::read_only(va, PAGE_SIZE),
-            }
-        })
+        Some(unsafe { if *writable { Shared::new(va, PAGE_SIZE) } else { Shared::read_only(va, PAGE_SIZE) } })
     }
 
     /// Returns one view of consecutive mapped slots, as of a ring of several pages. It can be written if all were mapped for
     /// writing.
     pub fn view_run(&self, first: usize, slots: usize) -> Option<Shared<'_>> {
         let run = self.slots.get(first..first.checked_add(slots)?)?;
-        let mut writable = true;
+        let mut all_writable = true;
         let base = self.platform.mapped(self.slot_va(first));
         for (index, slot) in run.iter().enumerate() {
-            let Slot::Mapped { access, .. } = slot else { return None };
-            writable &= *access == Access::ReadWrite;
+            let Slot { state: State::Mapped, writable, .. } = slot else { return None };
+            all_writable &= *writable;
             // Without an MMU (`Platform::mapped`) pages need not be neighbours.
             let page = self.platform.mapped(self.slot_va(first + index));
             if page.as_ptr().addr() != base.as_ptr().addr() + index * PAGE_SIZE {
@@ -424,25 +439,85 @@ impl<P: Platform> Window<P> {
         let len = slots * PAGE_SIZE;
         // SAFETY: mapped, contiguous, and unmapped only by `&mut self` or `drop`, which the borrow keeps away. Another
         // domain's memory is seen in no other way than through views.
-        Some(unsafe { if writable { Shared::new(base, len) } else { Shared::read_only(base, len) } })
-    }
-
-    /// Returns where Xen is to map a slot: its address in a PV domain, its guest-physical address in an auto-translated one.
-    fn host_addr(&self, slot: usize) -> u64 {
-        let va = self.slot_va(slot);
-        if self.is_translated {
-            return self.platform.gfn_of(va).0 * PAGE_SIZE as u64;
-        }
-        va.as_ptr().expose_provenance() as u64
+        Some(unsafe { if all_writable { Shared::new(base, len) } else { Shared::read_only(base, len) } })
     }
 
     fn slot_va(&self, slot: usize) -> NonNull<u8> {
-        // SAFETY: callers have looked the slot up, or it is the first of an empty run: inside, or one past the end.
-        unsafe { self.va.add(slot * PAGE_SIZE) }
+        slot_va(self.va, slot)
     }
 }
 
-impl<P: Platform> Drop for Window<P> {
+/// Returns where Xen is to map a slot: its address in a PV domain, its guest-physical address in an auto-translated one.
+#[inline(always)]
+fn host_addr<P: Platform>(platform: &P, va: NonNull<u8>, is_translated: bool, slot: usize) -> u64 {
+    let va = slot_va(va, slot);
+    if is_translated {
+        return platform.gfn_of(va).0 * PAGE_SIZE as u64;
+    }
+    va.as_ptr().expose_provenance() as u64
+}
+
+#[inline(always)]
+fn slot_va(va: NonNull<u8>, slot: usize) -> NonNull<u8> {
+    // SAFETY: callers have looked the slot up, or it is the first of an empty run: inside, or one past the end.
+    unsafe { va.add(slot * PAGE_SIZE) }
+}
+
+/// Something is mapped in a slot.
+#[inline(always)]
+fn note_mapped<T>(slots: &mut [Slot<T>], slot: u32, handle: GrantHandle) {
+    let slot = &mut slots[slot as usize];
+    (slot.handle, slot.state) = (handle, State::Mapped);
+}
+
+/// Deals with those of a call that were not mapped: tries those once more that are being paged in.
+#[cold]
+fn map_again<P: Platform, T>(
+    platform: &P,
+    slots: &mut [Slot<T>],
+    (mut ops, of): (&mut [GnttabMapGrantRef], &mut [u32]),
+    mut called: Result<(), XenError>,
+    outcome: &mut dyn FnMut(usize, Result<(), MapError>),
+) {
+    // Those that are mapped were told of after the first call.
+    let mut told = true;
+    for left in (0..TRIES).rev() {
+        let mut again = 0;
+        for at in 0..ops.len() {
+            let (op, slot) = (ops[at], of[at]);
+            let status = GrantStatus(op.status);
+            if status.is_again() && left > 0 {
+                ops[again] = GnttabMapGrantRef { status: UNTRIED, ..op };
+                of[again] = slot;
+                again += 1;
+                continue;
+            }
+            let mapped = match (status.ok(), called) {
+                (Ok(()), _) if told => continue,
+                (Ok(()), _) => {
+                    note_mapped(slots, slot, op.handle);
+                    outcome(slot as usize, Ok(()));
+                    continue;
+                }
+                (Err(GrantStatus(UNTRIED)), Err(error)) => MapError::Xen(error),
+                (Err(status), _) => MapError::Refused { gref: op.r#ref, status },
+            };
+            slots[slot as usize].state = State::Empty;
+            outcome(slot as usize, Err(mapped));
+        }
+        if again == 0 {
+            return;
+        }
+        ops = &mut ops[..again];
+        // The pager runs in another domain. Yielding can't fail, and nothing would follow from it.
+        let _ = sched::yield_now(platform);
+        // SAFETY: as in `map_added`.
+        called = unsafe { call::map_grant_ref(platform, ops) };
+        told = false;
+    }
+}
+
+impl<P: Platform, T: Copy> Drop for Window<P, T> {
     fn drop(&mut self) {
         // A call that was refused as a whole has changed nothing, so a second try may help.
         let unmapped = self.unmap_batch(0..self.slots.len()).or_else(|_| self.unmap_batch(0..self.slots.len()));

@@ -100,31 +100,35 @@ fn every_subset_of_failures_unwinds_exactly() {
 fn a_long_batch_tells_the_outcome_of_each_and_takes_a_call_for_32() {
     let (fake, mut window) = window(70, 100);
     fake.answer(33, &[GNTST_permission_denied]);
-    let mut outcomes = vec![None; 72];
-    let batch = (0..70).map(|index| (index, request(index as u32))).chain([(5, request(0)), (100, request(0))]);
-    window.map_batch(batch, |index, mapped| assert!(outcomes[index].replace(mapped).is_none()));
-    for (index, outcome) in outcomes.into_iter().enumerate() {
-        let expected = match index {
-            33 => Err(refused(33, GNTST_permission_denied)),
-            70 => Err(MapError::Occupied { slot: 5 }),
-            71 => Err(MapError::NoSlot { slot: 100 }),
-            _ => Ok(()),
+    window.map(75, request(0)).unwrap();
+    let mut outcomes = vec![None; 101];
+    let batch = (0..70).map(|index| (index, request(index as u32))).chain([(75, request(0)), (100, request(0))]);
+    window.map_batch(batch, |slot, mapped| assert!(outcomes[slot].replace(mapped).is_none()));
+    for (slot, outcome) in outcomes.into_iter().enumerate() {
+        let expected = match slot {
+            33 => Some(Err(refused(33, GNTST_permission_denied))),
+            75 => Some(Err(MapError::Occupied { slot })),
+            100 => Some(Err(MapError::NoSlot { slot })),
+            _ => (slot < 70).then_some(Ok(())),
         };
-        assert_eq!(outcome, Some(expected), "{index}");
+        assert_eq!(outcome, expected, "{slot}");
     }
-    assert_eq!(fake.calls(Nr::GRANT_TABLE_OP, GNTTABOP_map_grant_ref), 3);
+    window.unmap(75).unwrap();
+    assert_eq!(fake.calls(Nr::GRANT_TABLE_OP, GNTTABOP_map_grant_ref), 1 + 3);
     assert_eq!(fake.mapped_now(), 69);
     window.unmap_batch(0..100).unwrap();
-    assert_eq!(fake.calls(Nr::GRANT_TABLE_OP, GNTTABOP_unmap_grant_ref), 3);
+    assert_eq!(fake.calls(Nr::GRANT_TABLE_OP, GNTTABOP_unmap_grant_ref), 1 + 3);
     assert_eq!(fake.mapped_now(), 0);
 }
 
 #[test]
 fn a_slot_is_used_once_also_within_a_batch() {
     let (fake, mut window) = window(2, 1);
-    let mut outcomes = [None; 2];
-    window.map_batch([(0, request(0)), (0, request(1))], |index, mapped| outcomes[index] = Some(mapped));
-    assert_eq!(outcomes, [Some(Ok(())), Some(Err(MapError::Occupied { slot: 0 }))]);
+    let mut outcomes = Vec::new();
+    window.map_batch([(0, request(0)), (0, request(1))], |_, mapped| outcomes.push(mapped));
+    // What can't be tried is told of at once.
+    assert_eq!(outcomes, [Err(MapError::Occupied { slot: 0 }), Ok(())]);
+    assert!(!window.add(0, request(1)) && window.is_mapped(0));
     // What is mapped already stays, whatever fails on top.
     assert_eq!(window.map_run(0, &requests(2)).map(drop), Err(MapError::Occupied { slot: 0 }));
     assert_eq!(fake.mapped_now(), 1);
@@ -136,6 +140,61 @@ fn a_run_that_leaves_the_window_maps_nothing() {
     assert_eq!(window.map_run(1, &requests(4)).map(drop), Err(MapError::NoSlot { slot: 3 }));
     assert_eq!(window.map_run(usize::MAX, &requests(2)).map(drop), Err(MapError::NoSlot { slot: usize::MAX }));
     assert_eq!(fake.mapped_now(), 0);
+}
+
+#[test]
+fn a_batch_takes_32_and_what_is_forgotten_is_not_mapped() {
+    let (fake, mut window) = window(40, 40);
+    for slot in 0..32 {
+        assert!(window.add(slot, request(slot as u32)));
+    }
+    assert!(!window.add(32, request(32)) && window.is_empty(32), "it is full");
+    assert!(!window.is_mapped(0) && !window.is_empty(0) && window.view(0).is_none());
+    window.forget(40);
+    assert_eq!(window.added(), 32);
+    window.forget(2);
+    assert_eq!((window.added(), window.is_empty(1), window.is_empty(2)), (2, false, true));
+    let mut mapped = Vec::new();
+    window.map_added(|slot, outcome| mapped.push((slot, outcome.is_ok())));
+    assert_eq!((mapped, fake.mapped_now(), window.added()), (vec![(0, true), (1, true)], 2, 0));
+    // What was forgotten can be added again.
+    assert!(window.add(2, request(2)));
+}
+
+#[test]
+fn a_slot_that_is_to_be_unmapped_is_not_seen_and_not_used_until_it_is() {
+    let (fake, mut window) = window(40, 40);
+    window.map_run(0, &requests(40)).unwrap();
+    for slot in 0..32 {
+        assert!(window.remove(slot) && !window.remove(slot));
+    }
+    assert!(!window.remove(32) && window.is_mapped(32), "the batch is full");
+    assert!(window.view(0).is_none() && window.view_run(0, 2).is_none() && !window.is_empty(0));
+    assert!(!window.add(0, request(0)));
+    // As a whole refused: they are still to be unmapped, and still mapped.
+    fake.fail_in(Nr::GRANT_TABLE_OP, Some(GNTTABOP_unmap_grant_ref), 0, 30, 14);
+    let mut freed = Vec::new();
+    assert_eq!(window.unmap_removed(|slot, ()| freed.push(slot)), 0);
+    assert_eq!((freed.len(), window.removed(), window.mapped(), fake.mapped_now()), (30, 2, 10, 10));
+    assert!(window.view(31).is_none() && !window.add(31, request(31)) && window.is_empty(29));
+    assert_eq!(window.unmap_removed(|slot, ()| freed.push(slot)), 0);
+    assert_eq!((freed, window.removed(), fake.mapped_now()), ((0..32).collect(), 0, 8));
+    fake.state().unmap_refused = true;
+    assert!(window.remove(32));
+    assert_eq!((window.unmap_removed(|_, ()| panic!("it is still mapped")), window.stuck()), (1, 1));
+    fake.state().unmap_refused = false;
+}
+
+#[test]
+fn a_window_keeps_a_note_for_each_slot() {
+    let (fake, _) = window(2, 0);
+    let mut window = Window::with_notes(&fake, 2, 7).unwrap();
+    window.map(1, request(1)).unwrap();
+    *window.note_mut(1).unwrap() += 1;
+    assert_eq!([0, 1, 2].map(|slot| window.note(slot).copied()), [Some(7), Some(8), None]);
+    assert!(window.remove(1));
+    assert_eq!(window.unmap_removed(|_, note| *note += 1), 0);
+    assert_eq!(window.note(1), Some(&9));
 }
 
 #[test]

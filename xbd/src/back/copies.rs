@@ -18,7 +18,7 @@ use xen_sys::io::blkif::BlkifRequestSegment;
 
 use super::config::Counters;
 use super::pages::NONE;
-use super::slot::Slot;
+use super::slot::{Kind, Slot};
 use super::store::Chain;
 use crate::protocol::{Operation, Status};
 use crate::{MAX_SEGMENTS, SECTOR};
@@ -125,17 +125,16 @@ impl<P: Platform> Copies<P> {
         self.coming
     }
 
-    /// Copies the data of the writes from `first` on, in one hypercall for 32 pages. Those that could not be copied whole have failed.
+    /// Copies the data of the writes among those that were taken, in one hypercall for 32 pages. Those that could not be copied whole have failed.
     #[inline(never)]
-    pub(super) fn fetch(&mut self, slots: &mut [Slot], first: u16) {
+    pub(super) fn fetch(&mut self, slots: &mut [Slot], taken: &[u16]) {
         self.coming = false;
         let Self { platform, memory: Some(memory), .. } = self else { return };
         let mut batch = Batch::new(platform, self.peer, memory);
-        let mut next = first;
-        while let Some(slot) = slots.get(usize::from(next)) {
-            let (index, wanted) = (next, slot.copied && slot.operation == Operation::Write);
+        for &index in taken {
+            let slot = &slots[usize::from(index)];
+            let wanted = slot.kind == Kind::Copied && slot.operation == Operation::Write;
             let mut number = if wanted { slot.data } else { NONE };
-            next = slot.link;
             while let Some(page) = self.pages.get(usize::from(number)) {
                 batch.add(slots, index, number, *page);
                 number = page.next;
@@ -144,12 +143,6 @@ impl<P: Platform> Copies<P> {
         let (copied, failed) = batch.finish(slots);
         self.copied += copied;
         self.failed += failed;
-    }
-
-    /// Tells whether a request has pages here.
-    #[inline]
-    pub(super) fn any(&self) -> bool {
-        self.free_count < self.pages.len()
     }
 
     /// Copies the data of the reads from `first` on that went well, in one hypercall for 32 pages, and takes the pages of all. Those that
@@ -161,7 +154,7 @@ impl<P: Platform> Copies<P> {
         let mut next = first;
         while let Some(slot) = slots.get(usize::from(next)) {
             let (index, wanted) = (next, slot.operation == Operation::Read && slot.status == Status::Okay);
-            let mut number = if slot.copied { slot.data } else { NONE };
+            let mut number = slot.data;
             next = slot.link;
             while let Some(page) = self.pages.get_mut(usize::from(number)) {
                 if wanted {
@@ -211,6 +204,7 @@ struct Batch<'a, P: Platform> {
 }
 
 impl<'a, P: Platform> Batch<'a, P> {
+    #[inline(always)]
     const fn new(platform: &'a P, peer: DomId, memory: &'a Pages<P>) -> Self {
         Self { platform, peer, memory, batch: CopyBatch::new(), of: [NONE; MAX], copied: 0, failed: 0 }
     }
@@ -243,7 +237,7 @@ impl<'a, P: Platform> Batch<'a, P> {
     }
 
     /// Does what is left. Returns how many pages were copied, and how many requests have failed.
-    fn finish(mut self, slots: &mut [Slot]) -> (u64, u64) {
+    fn finish(&mut self, slots: &mut [Slot]) -> (u64, u64) {
         if !self.batch.is_empty() {
             self.run(slots);
         }

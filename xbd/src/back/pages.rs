@@ -1,15 +1,16 @@
 //! The pages of requests: where they are mapped, which are kept mapped, which are to be unmapped.
 //!
 //! ```text
-//!              add           map                 release             unmap
-//!    free ───────────► new ───────► in a request ───────────► over ─────────► free
-//!                                     ▲       │ release, if it is kept
-//!                                     │ add   ▼
-//!                                     └───── idle ── evicted, expired ─► over
+//!              add          map                  release                unmap
+//!    free ───────────► new ──────► in a request ───────────► over ─────────────► free
+//!                                    ▲       │ release, if it is kept
+//!                                    │ add   ▼
+//!                                    └───── idle ── evicted, expired ─► over
 //! ```
 //!
-//! A page is a place in the window, known by its number. What belongs together is threaded through the pages: the pages of a request, and
-//! each of the lists above. Nothing is allocated after [`Pages::new`].
+//! A page is a place in the window, known by its number. What is new and what is over are the window's batches, which are mapped and
+//! unmapped when they are full, and when it is time. The pages of a request, and those that are free or idle, are lists that are threaded
+//! through the pages. Nothing is allocated after [`Pages::new`].
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -25,90 +26,64 @@ use crate::SECTOR;
 /// No page.
 pub(super) const NONE: u16 = u16::MAX;
 
-/// A list of numbers, threaded through what they stand for.
-#[derive(Clone, Copy)]
-pub(super) struct List {
-    pub(super) first: u16,
-    pub(super) last: u16,
-}
-
-impl List {
-    pub(super) const EMPTY: Self = Self { first: NONE, last: NONE };
-
-    pub(super) const fn is_empty(self) -> bool {
-        self.first == NONE
-    }
-
-    /// The list of one number.
-    pub(super) const fn of(number: u16) -> Self {
-        Self { first: number, last: number }
-    }
-
-    /// Appends a list, which has something on it. `link` returns the link behind a number, or `None` for that of nothing.
-    #[inline(always)]
-    pub(super) fn append<'a>(&'a mut self, other: Self, link: impl FnOnce(usize) -> Option<&'a mut u16>) {
-        let before = core::mem::replace(&mut self.last, other.last);
-        match link(before.into()) {
-            Some(link) => *link = other.first,
-            None => self.first = other.first,
-        }
-    }
-}
-
+/// What is noted of a page, whatever becomes of it.
 #[derive(Clone, Copy)]
 struct Page {
-    /// Whose page it is, and which sectors of it belong to the request, both included.
-    gref: GrantRef,
-    first: u8,
-    last: u8,
-    /// Next page of the same request, or of those that are free, or over.
+    /// Next page of the same request, or of those that are free. Of those that are idle, the one that was used after it.
     next: u16,
-    /// Next page of those that are to be mapped. Of those that are idle, the one that was used after it.
-    link: u16,
+    /// Which bytes of it belong to the request.
+    offset: u16,
+    len: u16,
+    /// It stays mapped when its request is over; for both directions, as io/blkif.h wants it.
+    kept: bool,
+    /// It is kept, and belongs to a request.
+    busy: bool,
+}
+
+impl Page {
+    /// A page of a request, before another, of which those sectors belong to it, both included.
+    #[inline(always)]
+    const fn new(next: u16, (first, last): (u8, u8)) -> Self {
+        let offset = first as u16 * SECTOR as u16;
+        Self { next, offset, len: (last as u16 + 1) * SECTOR as u16 - offset, kept: false, busy: false }
+    }
+}
+
+/// What is known besides of a page that is kept.
+#[derive(Clone, Copy)]
+struct Kept {
+    /// Whose page it is.
+    gref: GrantRef,
     /// The page that was idle before it.
     before: u16,
-    /// Next page in the same bucket, of those that are kept.
+    /// Next page in the same bucket.
     bucket: u16,
-    hold: Hold,
-    /// It belongs to a request.
-    busy: bool,
-    /// When its last request was over, of those that are kept.
+    /// When its last request was over.
     used_ns: u64,
 }
 
-/// How a page is mapped.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Hold {
-    /// For the time of a request, which reads from it.
-    ReadOnly,
-    /// For the time of a request.
-    ReadWrite,
-    /// It stays mapped when its request is over; for both directions, as io/blkif.h wants it.
-    Kept,
-}
-
 /// There are thousands of them.
-const _: () = assert!(size_of::<Page>() == 24);
+const _: () = assert!(size_of::<Page>() == 8 && size_of::<Kept>() == 16);
 
 /// A window of a front end's pages.
 pub(super) struct Pages<P: Platform> {
-    window: Window<P>,
+    window: Window<P, Page>,
     peer: DomId,
-    pages: Box<[Page]>,
-    /// First free page, and how many there are.
+    /// As many, if any are kept.
+    keeps: Box<[Kept]>,
+    /// First free page, and how many there are that are not promised to anybody.
     free: u16,
-    free_count: usize,
-    /// Those that are to be mapped by the next [`map`](Self::map).
-    new: List,
-    /// Those that are to be unmapped by the next [`unmap`](Self::unmap).
-    over: List,
-    /// Kept mapped and not in use, the one that was not used for longest first.
-    idle: List,
+    room: usize,
+    /// Kept mapped and not in use: the one that was not used for longest, and the one that was used last.
+    oldest: u16,
+    newest: u16,
     /// First kept page of each bucket. Its number is made of the low bits of a grant, and a domain's grants count from 0: so a front end
     /// can't put more of them into a bucket than its table is larger than ours.
     buckets: Box<[u16]>,
     kept: usize,
     max_kept: usize,
+    /// Something that was added since the last [`map`](Self::map) could not be mapped.
+    failed: bool,
     lost: u64,
     mapped: u64,
     reused: u64,
@@ -121,36 +96,27 @@ impl<P: Platform> Pages<P> {
     pub(super) fn new(platform: &P, peer: DomId, working: usize, max_kept: usize) -> Result<Self, OutOfMemory> {
         let max_kept = max_kept.min(MAX_KEPT);
         let count = working + max_kept;
-        let window = Window::new(platform, count)?;
-        let page = Page {
-            gref: GrantRef(0),
-            first: 0,
-            last: 0,
-            next: NONE,
-            link: NONE,
-            before: NONE,
-            bucket: NONE,
-            hold: Hold::ReadOnly,
-            busy: false,
-            used_ns: 0,
-        };
-        let mut pages = vec![page; count];
-        for (index, page) in pages.iter_mut().enumerate().take(count - 1) {
-            page.next = index as u16 + 1;
+        let page = Page { next: NONE, offset: 0, len: 0, kept: false, busy: false };
+        let mut window = Window::with_notes(platform, count, page)?;
+        for index in 0..count - 1 {
+            if let Some(page) = window.note_mut(index) {
+                page.next = index as u16 + 1;
+            }
         }
-        let buckets = if max_kept == 0 { 0 } else { max_kept.next_power_of_two() };
+        let (keeps, buckets) = if max_kept == 0 { (0, 0) } else { (count, max_kept.next_power_of_two()) };
+        let keep = Kept { gref: GrantRef(0), before: NONE, bucket: NONE, used_ns: 0 };
         Ok(Self {
             window,
             peer,
-            pages: pages.into(),
+            keeps: vec![keep; keeps].into(),
             free: 0,
-            free_count: count,
-            new: List::EMPTY,
-            over: List::EMPTY,
-            idle: List::EMPTY,
+            room: count,
+            oldest: NONE,
+            newest: NONE,
             buckets: vec![NONE; buckets].into(),
             kept: 0,
             max_kept,
+            failed: false,
             lost: 0,
             mapped: 0,
             reused: 0,
@@ -159,9 +125,19 @@ impl<P: Platform> Pages<P> {
         })
     }
 
-    /// Returns how many pages can be added to requests.
-    pub(super) const fn free(&self) -> usize {
-        self.free_count
+    /// Returns how many pages can be added to requests, or promised.
+    pub(super) const fn room(&self) -> usize {
+        self.room
+    }
+
+    /// Promises so many pages, for which there is room, to a request whose segments are not read yet.
+    pub(super) const fn promise(&mut self, pages: usize) {
+        self.room -= pages;
+    }
+
+    /// Takes a promise back, because the pages are added now.
+    pub(super) const fn redeem(&mut self, pages: usize) {
+        self.room += pages;
     }
 
     /// Tells whether pages are kept mapped.
@@ -179,106 +155,113 @@ impl<P: Platform> Pages<P> {
         counters.lost += self.lost;
     }
 
-    /// Adds a page, of which those sectors belong to the request, to those of a request; it may have to be [mapped](Self::map). Returns
-    /// `false` if there is no free one.
-    #[inline(always)]
-    #[must_use = "without a free page nothing was added"]
-    pub(super) fn add_here(&mut self, request: &mut List, gref: GrantRef, sectors: (u8, u8), access: Access) -> bool {
-        let found = if self.keeps() { self.find_or_keep(gref, access) } else { self.claim(gref, hold_of(access)) };
-        let Some(index) = found else { return false };
-        let page = &mut self.pages[usize::from(index)];
-        (page.first, page.last) = sectors;
-        (page.next, page.busy) = (NONE, true);
-        request.append(List::of(index), |before| Some(&mut self.pages.get_mut(before)?.next));
-        true
-    }
-
-    /// The same, where it is not worth a copy of it.
+    /// Adds the page of a segment to a request, before those from `next` on; returns its number. It may have to be
+    /// [mapped](Self::map). Without a free page nothing is added, and [`NONE`] returned.
     #[inline(never)]
-    #[must_use = "without a free page nothing was added"]
-    pub(super) fn add(&mut self, request: &mut List, gref: GrantRef, sectors: (u8, u8), access: Access) -> bool {
-        self.add_here(request, gref, sectors, access)
-    }
-
-    #[inline(never)]
-    fn find_or_keep(&mut self, gref: GrantRef, access: Access) -> Option<u16> {
-        match self.find(gref) {
-            Some(index) if !self.pages[usize::from(index)].busy => {
-                self.unlink_idle(index);
-                self.reused += 1;
-                Some(index)
-            }
-            // Another request uses it: mapped once more, for this time.
-            Some(_) => self.claim(gref, hold_of(access)),
-            None => {
-                let keep = self.kept < self.max_kept || self.evict();
-                let index = self.claim(gref, if keep { Hold::Kept } else { hold_of(access) })?;
-                if keep {
-                    self.kept += 1;
-                    let bucket = self.bucket(gref);
-                    self.pages[usize::from(index)].bucket = self.buckets[bucket];
-                    self.buckets[bucket] = index;
-                }
-                Some(index)
-            }
+    pub(super) fn add(&mut self, next: u16, gref: GrantRef, sectors: (u8, u8), access: Access) -> u16 {
+        if self.keeps() {
+            self.find_or_keep(next, gref, sectors, access)
+        } else {
+            self.claim(Page::new(next, sectors), gref, access)
         }
+    }
+
+    /// The same behind the last page of a request.
+    pub(super) fn add_behind(&mut self, before: u16, gref: GrantRef, sectors: (u8, u8), access: Access) -> u16 {
+        let index = self.add(NONE, gref, sectors, access);
+        if let Some(page) = self.page(before) {
+            page.next = index;
+        }
+        index
+    }
+
+    #[inline(always)]
+    fn page(&mut self, index: u16) -> Option<&mut Page> {
+        self.window.note_mut(index.into())
+    }
+
+    #[inline(never)]
+    fn find_or_keep(&mut self, next: u16, gref: GrantRef, sectors: (u8, u8), access: Access) -> u16 {
+        let page = Page::new(next, sectors);
+        let found = self.find(gref);
+        let Some(idle @ Page { busy: false, .. }) = self.page(found) else {
+            return self.claim_or_keep(found, page, gref, access);
+        };
+        let after = core::mem::replace(idle, Page { kept: true, busy: true, ..page }).next;
+        self.unlink_idle(found, after);
+        self.reused += 1;
+        found
+    }
+
+    #[cold]
+    fn claim_or_keep(&mut self, found: u16, page: Page, gref: GrantRef, access: Access) -> u16 {
+        // If another request uses it, it is mapped once more, for this time.
+        if found != NONE || (self.kept == self.max_kept && !self.evict()) {
+            return self.claim(page, gref, access);
+        }
+        let index = self.claim(Page { kept: true, busy: true, ..page }, gref, Access::ReadWrite);
+        if let Some(keep) = self.keeps.get_mut(usize::from(index)) {
+            self.kept += 1;
+            let bucket = gref.0 as usize & (self.buckets.len() - 1);
+            (keep.gref, keep.bucket) = (gref, core::mem::replace(&mut self.buckets[bucket], index));
+        }
+        index
     }
 
     /// Takes a free page, to be mapped.
     #[inline(always)]
-    fn claim(&mut self, gref: GrantRef, hold: Hold) -> Option<u16> {
+    fn claim(&mut self, page: Page, gref: GrantRef, access: Access) -> u16 {
         let index = self.free;
-        let page = self.pages.get_mut(usize::from(index))?;
-        self.free = page.next;
-        self.free_count -= 1;
-        (page.gref, page.hold, page.link) = (gref, hold, NONE);
-        self.new.append(List::of(index), |before| Some(&mut self.pages.get_mut(before)?.link));
-        Some(index)
+        let Some(free) = self.page(index) else { return NONE };
+        self.free = core::mem::replace(free, page).next;
+        self.room -= 1;
+        let request = MapRequest { gref, peer: self.peer, access };
+        if self.window.add(index.into(), request) { index } else { self.add_to_next(index, request) }
     }
 
-    /// Maps all that was added and is not mapped yet; tells whether all of it could be. [`are_mapped`](Self::are_mapped) finds what
-    /// couldn't.
+    /// The batch is full.
+    #[cold]
+    fn add_to_next(&mut self, index: u16, request: MapRequest) -> u16 {
+        self.map_added();
+        self.window.add(index.into(), request);
+        index
+    }
+
+    /// Maps all that was added and is not mapped yet; tells whether all could be that was added since the last time.
+    /// [`are_mapped`](Self::are_mapped) finds what couldn't.
+    #[inline]
     pub(super) fn map(&mut self) -> bool {
-        let Self { window, pages, peer, .. } = self;
-        let mut next = core::mem::replace(&mut self.new, List::EMPTY).first;
-        if next == NONE {
-            return true;
+        if self.window.added() > 0 {
+            self.map_added();
         }
-        let (mut mapped, mut all) = (0, true);
-        let batch = core::iter::from_fn(|| {
-            let (slot, page) = (usize::from(next), pages.get(usize::from(next))?);
-            next = page.link;
-            Some((slot, page))
-        });
-        let batch = batch.map(|(slot, page)| {
-            let access = if page.hold == Hold::ReadOnly { Access::ReadOnly } else { Access::ReadWrite };
-            (slot, MapRequest { gref: page.gref, peer: *peer, access })
-        });
-        window.map_batch(batch, |_, outcome| {
+        !core::mem::take(&mut self.failed)
+    }
+
+    #[inline(never)]
+    fn map_added(&mut self) {
+        let (mut mapped, mut failed) = (0, false);
+        self.window.map_added(|_, outcome| {
             mapped += u64::from(outcome.is_ok());
-            all &= outcome.is_ok();
+            failed |= outcome.is_err();
         });
         self.mapped += mapped;
-        all
+        self.failed |= failed;
     }
 
     /// Returns the mark at which [`forget`](Self::forget) goes back.
-    pub(super) const fn mark(&self) -> List {
-        self.new
+    pub(super) fn mark(&self) -> usize {
+        self.window.added()
     }
 
-    /// Doesn't map what was added since `mark`. It still belongs to its request.
-    pub(super) fn forget(&mut self, mark: List) {
-        self.new = mark;
-        if let Some(last) = self.pages.get_mut(usize::from(mark.last)) {
-            last.link = NONE;
-        }
+    /// Doesn't map what was added since `mark`, but for what has filled a batch meanwhile. It still belongs to its request.
+    pub(super) fn forget(&mut self, mark: usize) {
+        self.window.forget(mark);
     }
 
     /// Tells whether all pages of a request are mapped, from `first` on.
     pub(super) fn are_mapped(&self, first: u16) -> bool {
         let mut next = first;
-        while let Some(page) = self.pages.get(usize::from(next)) {
+        while let Some(page) = self.window.note(next.into()) {
             if !self.window.is_mapped(usize::from(next)) {
                 return false;
             }
@@ -287,80 +270,75 @@ impl<P: Platform> Pages<P> {
         true
     }
 
-    /// Takes the pages of a request that is over; `all` of them may be known to be mapped.
-    #[inline]
-    pub(super) fn release(&mut self, request: List, all: bool, now_ns: u64) {
-        if all && !self.keeps() {
-            self.end(request);
-        } else {
-            self.release_each(request, now_ns);
+    /// Takes the pages of a request that is over, from `first` on.
+    #[inline(always)]
+    pub(super) fn release(&mut self, first: u16, now_ns: u64) {
+        if self.keeps() {
+            return self.release_or_keep(first, now_ns);
+        }
+        let mut next = first;
+        while let Some(page) = self.window.note(next.into()) {
+            let index = core::mem::replace(&mut next, page.next);
+            if !self.window.remove(index.into()) {
+                self.end(index);
+            }
         }
     }
 
-    #[inline(always)]
-    fn release_each(&mut self, request: List, now_ns: u64) {
-        let mut next = request.first;
-        while let Some(page) = self.pages.get_mut(usize::from(next)) {
-            let index = next;
-            next = page.next;
-            page.busy = false;
-            let mapped = self.window.is_mapped(usize::from(index));
-            if !mapped {
-                self.give_up(index);
-                self.give_back(index);
-            } else if page.hold == Hold::Kept {
-                page.used_ns = now_ns;
-                self.link_idle(index);
-            } else {
-                self.end_one(index);
+    #[inline(never)]
+    fn release_or_keep(&mut self, first: u16, now_ns: u64) {
+        let mut next = first;
+        while let Some(page) = self.window.note(next.into()) {
+            let (index, kept) = (core::mem::replace(&mut next, page.next), page.kept);
+            if kept && self.window.is_mapped(index.into()) {
+                self.link_idle(index, now_ns);
+            } else if !self.window.remove(index.into()) {
+                self.end(index);
             }
+        }
+    }
+
+    /// Takes a page that is over, kept or not, mapped or not.
+    #[cold]
+    fn end(&mut self, index: u16) {
+        self.give_up(index);
+        if !self.window.is_mapped(index.into()) {
+            let free = core::mem::replace(&mut self.free, index);
+            self.room += 1;
+            if let Some(page) = self.page(index) {
+                page.next = free;
+            }
+        } else if !self.window.remove(index.into()) {
+            // The batch is full.
+            self.unmap();
+            // It stays so if Xen refuses all calls. The window will try it once more when it is dropped.
+            self.lost += u64::from(!self.window.remove(index.into()));
         }
     }
 
     /// Unmaps all that is over.
+    #[inline(always)]
     pub(super) fn unmap(&mut self) {
-        let List { first, last } = core::mem::replace(&mut self.over, List::EMPTY);
-        if first == NONE {
-            return;
-        }
-        let Self { window, pages, .. } = self;
-        let (mut next, mut count) = (first, 0);
-        let unmapped = window.unmap_batch(core::iter::from_fn(|| {
-            let (slot, page) = (usize::from(next), pages.get(usize::from(next))?);
-            next = page.next;
-            count += 1;
-            Some(slot)
-        }));
-        match unmapped {
-            Ok(()) => {
-                self.pages[usize::from(last)].next = core::mem::replace(&mut self.free, first);
-                self.free_count += count;
-            }
-            Err(_) => self.look_at_unmapped(first),
+        if self.window.removed() > 0 {
+            self.unmap_removed();
         }
     }
 
-    /// Takes what could be unmapped, from `first` on.
-    #[cold]
-    fn look_at_unmapped(&mut self, first: u16) {
-        let mut next = first;
-        while let Some(page) = self.pages.get(usize::from(next)) {
-            let index = next;
-            next = page.next;
-            if self.window.is_empty(usize::from(index)) {
-                self.give_back(index);
-            } else if self.window.is_mapped(usize::from(index)) {
-                // The whole call was refused: next time.
-                self.end_one(index);
-            } else {
-                self.lost += 1;
-            }
-        }
+    #[inline(never)]
+    fn unmap_removed(&mut self) {
+        let (mut free, mut freed) = (self.free, 0);
+        let stuck = self.window.unmap_removed(|index, page| {
+            page.next = core::mem::replace(&mut free, index as u16);
+            freed += 1;
+        });
+        self.free = free;
+        self.room += freed;
+        self.lost += stuck as u64;
     }
 
     /// Keeps no longer mapped what was not used since `since_ns`. To be [unmapped](Self::unmap).
     pub(super) fn expire(&mut self, since_ns: u64) {
-        while let Some(page) = self.pages.get(usize::from(self.idle.first))
+        while let Some(page) = self.keeps.get(usize::from(self.oldest))
             && page.used_ns <= since_ns
         {
             self.expired += 1;
@@ -370,7 +348,7 @@ impl<P: Platform> Pages<P> {
 
     /// Returns when the page was used last that was not used for longest.
     pub(super) fn oldest_ns(&self) -> Option<u64> {
-        self.pages.get(usize::from(self.idle.first)).map(|page| page.used_ns)
+        self.keeps.get(usize::from(self.oldest)).map(|page| page.used_ns)
     }
 
     /// Returns a page of a request as a whole.
@@ -380,7 +358,14 @@ impl<P: Platform> Pages<P> {
 
     /// Returns the page that follows in a request.
     pub(super) fn next(&self, page: u16) -> u16 {
-        self.pages.get(usize::from(page)).map_or(NONE, |page| page.next)
+        self.window.note(page.into()).map_or(NONE, |page| page.next)
+    }
+
+    /// Returns the last page of a request, from `page` on.
+    pub(super) fn last(&self, page: u16) -> u16 {
+        core::iter::successors(Some(page), |page| Some(self.next(*page)).filter(|next| *next != NONE))
+            .last()
+            .unwrap_or(NONE)
     }
 
     /// Leaves everything mapped for ever.
@@ -390,7 +375,7 @@ impl<P: Platform> Pages<P> {
 
     /// Makes room for another page to be kept; `false` if all of them are in use.
     fn evict(&mut self) -> bool {
-        let any = !self.idle.is_empty();
+        let any = self.oldest != NONE;
         if any {
             self.evicted += 1;
             self.drop_oldest();
@@ -399,47 +384,35 @@ impl<P: Platform> Pages<P> {
     }
 
     fn drop_oldest(&mut self) {
-        let index = self.idle.first;
-        self.unlink_idle(index);
-        self.give_up(index);
-        self.end_one(index);
+        let index = self.oldest;
+        self.unlink_idle(index, self.next(index));
+        self.end(index);
     }
 
-    /// Puts pages on the list of what is to be unmapped.
-    #[inline]
-    fn end(&mut self, list: List) {
-        if list.is_empty() {
-            return;
+    #[inline(always)]
+    fn link_idle(&mut self, index: u16, now_ns: u64) {
+        let before = core::mem::replace(&mut self.newest, index);
+        match self.page(before) {
+            Some(page) => page.next = index,
+            None => self.oldest = index,
         }
-        self.over.append(list, |before| Some(&mut self.pages.get_mut(before)?.next));
-    }
-
-    fn end_one(&mut self, index: u16) {
-        self.pages[usize::from(index)].next = NONE;
-        self.end(List::of(index));
-    }
-
-    /// Puts an unmapped page on the list of free ones.
-    fn give_back(&mut self, index: u16) {
-        self.pages[usize::from(index)].next = core::mem::replace(&mut self.free, index);
-        self.free_count += 1;
-    }
-
-    fn link_idle(&mut self, index: u16) {
-        let page = &mut self.pages[usize::from(index)];
-        (page.link, page.before) = (NONE, self.idle.last);
-        self.idle.append(List::of(index), |before| Some(&mut self.pages.get_mut(before)?.link));
-    }
-
-    fn unlink_idle(&mut self, index: u16) {
-        let Page { before, link: after, .. } = self.pages[usize::from(index)];
-        match self.pages.get_mut(usize::from(before)) {
-            Some(page) => page.link = after,
-            None => self.idle.first = after,
+        if let Some(page) = self.page(index) {
+            (page.next, page.busy) = (NONE, false);
         }
-        match self.pages.get_mut(usize::from(after)) {
-            Some(page) => page.before = before,
-            None => self.idle.last = before,
+        let keep = &mut self.keeps[usize::from(index)];
+        (keep.before, keep.used_ns) = (before, now_ns);
+    }
+
+    #[inline(always)]
+    fn unlink_idle(&mut self, index: u16, after: u16) {
+        let before = self.keeps[usize::from(index)].before;
+        match self.page(before) {
+            Some(page) => page.next = after,
+            None => self.oldest = after,
+        }
+        match self.keeps.get_mut(usize::from(after)) {
+            Some(keep) => keep.before = before,
+            None => self.newest = before,
         }
     }
 
@@ -447,51 +420,44 @@ impl<P: Platform> Pages<P> {
         gref.0 as usize & (self.buckets.len() - 1)
     }
 
-    fn find(&self, gref: GrantRef) -> Option<u16> {
+    /// Finds the kept page of a grant, or [`NONE`].
+    #[inline(always)]
+    fn find(&self, gref: GrantRef) -> u16 {
         let mut next = self.buckets[self.bucket(gref)];
-        while let Some(page) = self.pages.get(usize::from(next)) {
-            if page.gref == gref {
-                return Some(next);
-            }
-            next = page.bucket;
+        while let Some(keep) = self.keeps.get(usize::from(next))
+            && keep.gref != gref
+        {
+            next = keep.bucket;
         }
-        None
+        next
     }
 
     /// A page is not kept any longer, if it was.
     fn give_up(&mut self, index: u16) {
-        let Page { hold: Hold::Kept, bucket: after, gref, .. } = self.pages[usize::from(index)] else { return };
-        self.pages[usize::from(index)].hold = Hold::ReadWrite;
+        let Some(page @ Page { kept: true, .. }) = self.page(index) else { return };
+        (page.kept, page.busy) = (false, false);
         self.kept -= 1;
+        let Kept { gref, bucket: after, .. } = self.keeps[usize::from(index)];
         let bucket = self.bucket(gref);
         if self.buckets[bucket] == index {
             self.buckets[bucket] = after;
             return;
         }
         let mut next = self.buckets[bucket];
-        while let Some(page) = self.pages.get_mut(usize::from(next)) {
-            if page.bucket == index {
-                page.bucket = after;
+        while let Some(keep) = self.keeps.get_mut(usize::from(next)) {
+            if keep.bucket == index {
+                keep.bucket = after;
                 return;
             }
-            next = page.bucket;
+            next = keep.bucket;
         }
     }
 }
 
 impl<P: Platform> Chain for Pages<P> {
     fn part(&self, page: u16) -> Option<(Shared<'_>, u16)> {
-        let Page { first, last, next, .. } = *self.pages.get(usize::from(page))?;
-        let view = self.window.view(usize::from(page))?;
-        let (from, to) = (usize::from(first) * SECTOR, (usize::from(last) + 1) * SECTOR);
-        Some((view.slice(from, to - from), next))
-    }
-}
-
-#[inline]
-const fn hold_of(access: Access) -> Hold {
-    match access {
-        Access::ReadOnly => Hold::ReadOnly,
-        Access::ReadWrite => Hold::ReadWrite,
+        let Page { offset, len, next, .. } = *self.window.note(page.into())?;
+        let view = self.window.view(page.into())?;
+        Some((view.slice(offset.into(), len.into()), next))
     }
 }

@@ -1,12 +1,13 @@
 //! The fast path of the back end: requests in, work for the store, responses out. `take` is the first part of it.
 //!
 //! ```text
-//!   ring ─► take ─────► map all pages ─► begin ─► Store::start ──────► settle: unmap all, answer all ─► publish
-//!           check,         in a batch                  │ pending        ▲
+//!   ring ─► take ─────► map all pages ─► begin ─► Store::start ──────► answer ─► settle: unmap all ─► publish
+//!           check,         in a batch                  │ pending        ▲           in a batch
 //!           admit                                      └─► completed ───┘
 //! ```
 //!
-//! The data of small requests is copied instead, by Xen: of writes where pages are mapped, of reads where they are unmapped.
+//! An answer is written into the ring at once, and shown by nothing but the publishing. The data of small requests is copied instead, by
+//! Xen: of writes where pages are mapped, of reads where they are unmapped.
 
 mod take;
 
@@ -21,14 +22,17 @@ use xenbus::ring::{Notify, RingError};
 use super::BackError;
 use super::config::{Config, Counters};
 use super::copies::Copies;
-use super::pages::{List, Pages};
+use super::pages::{NONE, Pages};
 use super::ring::Ring;
-use super::slot::{Slot, push, step};
+use super::slot::{Kind, Slot, step};
 use super::store::{Chain, Parts, Started, Store, StoreFault, Token, Work};
 use crate::SECTOR;
 use crate::features::{self, Abi, Disk};
 use crate::protocol::{Answer, Operation, Request, Status};
 use take::Taken;
+
+/// Most requests that are taken before they are begun with.
+const TAKEN: usize = 32;
 
 /// A ring with its event channel, a handle of the disk, and the requests that it works on. It stands in a
 /// [`Place`](xenbus::Place) of the owner's.
@@ -42,14 +46,13 @@ pub struct Queue<D: Domain, S: Store> {
     slots: Box<[Slot]>,
     free: u16,
     /// Taken from the ring, to be given to the store.
-    taken: List,
-    /// Over, to be unmapped and answered.
-    finished: List,
+    taken: [u16; TAKEN],
+    taken_count: usize,
+    /// First and last that is over and whose data lies in pages of our own: to be copied and answered.
+    copied: (u16, u16),
     /// How many are taken, or with the store.
     busy: u32,
-    /// Pages that were promised to requests whose segments are not read yet.
-    promised: usize,
-    /// There is such a one among those that are taken.
+    /// There is one among those that are taken whose segments are not read yet.
     folded: bool,
     /// Taken from the ring, and has to wait.
     held: Option<Request>,
@@ -102,10 +105,10 @@ impl<D: Domain, S: Store> Queue<D, S> {
             copies,
             slots: slots.into(),
             free: 0,
-            taken: List::EMPTY,
-            finished: List::EMPTY,
+            taken: [NONE; TAKEN],
+            taken_count: 0,
+            copied: (NONE, NONE),
             busy: 0,
-            promised: 0,
             folded: false,
             held: None,
             barrier: false,
@@ -227,7 +230,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
         let mut budget = self.ring.size();
         loop {
             let taken = self.take(&mut budget);
-            let any = !self.taken.is_empty();
+            let any = self.taken_count > 0;
             self.begin();
             match taken? {
                 Taken::All => {
@@ -238,6 +241,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
                         return more;
                     }
                 }
+                Taken::Some => {}
                 // What it waits for may be over already. If not, the store's completion brings us back.
                 Taken::Blocked if any => {}
                 Taken::Blocked => return Ok(false),
@@ -247,7 +251,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
 
     /// Maps or copies the pages of what was taken, and gives it to the store.
     fn begin(&mut self) {
-        if self.taken.is_empty() {
+        if self.taken_count == 0 {
             return;
         }
         let mut all = self.pages.map();
@@ -255,55 +259,66 @@ impl<D: Domain, S: Store> Queue<D, S> {
             all &= self.unfold_all();
         }
         if self.copies.coming() {
-            self.copies.fetch(&mut self.slots, self.taken.first);
+            self.copies.fetch(&mut self.slots, &self.taken[..self.taken_count]);
         }
-        let mut next = core::mem::replace(&mut self.taken, List::EMPTY).first;
-        while let Some(slot) = self.slots.get_mut(usize::from(next)) {
-            let index = next;
-            next = slot.link;
-            if !all && slot.status == Status::Okay && !self.pages.are_mapped(slot.pages.first) {
-                self.counters.unmappable += 1;
-                slot.status = Status::Error;
-            }
-            if slot.status == Status::Okay {
-                self.run(index);
-            } else {
-                self.finish(index);
+        for at in 0..core::mem::take(&mut self.taken_count).min(TAKEN) {
+            let index = self.taken[at];
+            if !(all && self.run_plain(index)) {
+                self.run_other(index);
             }
         }
     }
 
-    /// Asks the store for what is to be done of a request.
-    #[inline]
-    fn run(&mut self, index: u16) {
-        let Self { slots, pages, store, .. } = self;
+    /// Lets the store do a request that goes its way as most do, and answers it if it is over; `false` if it isn't such a one.
+    #[inline(always)]
+    fn run_plain(&mut self, index: u16) -> bool {
+        let Self { slots, pages, copies, store, ring, .. } = self;
         let slot = &mut slots[usize::from(index)];
-        if slot.steps != step::WORK || slot.copied || !matches!(slot.operation, Operation::Read | Operation::Write) {
-            return self.run_steps(index);
-        }
-        let (sector, parts) = (slot.sector, Parts::chain(pages, slot.data, slot.sectors as usize * SECTOR));
-        let work = if slot.operation == Operation::Read {
-            Work::Read { sector, parts }
-        } else {
-            Work::Write { sector, parts }
+        let started = match slot.kind {
+            Kind::Mapped => start(store, pages, slot, index),
+            Kind::Copied if slot.status == Status::Okay => start(store, copies, slot, index),
+            _ => return false,
         };
-        match store.start(Token(index), work) {
-            Started::Pending => slot.started = true,
-            Started::Done(Ok(())) => self.finish(index),
-            Started::Done(result) => {
-                self.step(index, result);
-                self.finish(index);
-            }
+        let Started::Done(result) = started else {
+            slot.started = true;
+            return true;
+        };
+        if let Err(fault) = result {
+            self.counters.store_faults += 1;
+            slot.status = fault.into();
+        }
+        if slot.kind == Kind::Copied {
+            self.finish(index);
+            return true;
+        }
+        self.busy -= 1;
+        pages.release(slot.pages, self.now_ns);
+        answer(ring, slot);
+        slot.link = core::mem::replace(&mut self.free, index);
+        true
+    }
+
+    /// Lets the store do any request, unless it has failed already.
+    #[inline(never)]
+    fn run_other(&mut self, index: u16) {
+        let slot = &mut self.slots[usize::from(index)];
+        if slot.status == Status::Okay && !self.pages.are_mapped(slot.pages) {
+            self.counters.unmappable += 1;
+            slot.status = Status::Error;
+        }
+        if slot.status == Status::Okay {
+            self.run_steps(index);
+        } else {
+            self.finish(index);
         }
     }
 
-    /// The same of any request, until it has to be waited for.
-    #[inline(never)]
+    /// Asks the store for what is to be done of a request, step by step, until it has to be waited for.
     fn run_steps(&mut self, index: u16) {
         loop {
             let Self { slots, pages, copies, store, .. } = self;
             let slot = &mut slots[usize::from(index)];
-            let chain: &dyn Chain = if slot.copied { copies } else { pages };
+            let chain: &dyn Chain = if slot.kind == Kind::Copied { copies } else { pages };
             let parts = || Parts::chain(chain, slot.data, slot.sectors as usize * SECTOR);
             let (sector, sectors) = (slot.sector, slot.sectors);
             let work = match (slot.steps & slot.steps.wrapping_neg(), slot.operation) {
@@ -336,11 +351,8 @@ impl<D: Domain, S: Store> Queue<D, S> {
         let slot = &mut self.slots[usize::from(index)];
         slot.started = false;
         slot.steps &= slot.steps.wrapping_sub(1);
-        slot.status = match result {
-            Ok(()) => return true,
-            Err(StoreFault::Failed) => Status::Error,
-            Err(StoreFault::NotSupported) => Status::NotSupported,
-        };
+        let Err(fault) = result else { return true };
+        slot.status = fault.into();
         self.counters.store_faults += 1;
         false
     }
@@ -362,38 +374,61 @@ impl<D: Domain, S: Store> Queue<D, S> {
         any
     }
 
+    /// A request is over. If there is something to copy, [`settle`](Self::settle) answers it.
+    #[inline(never)]
     fn finish(&mut self, index: u16) {
+        let slot = &mut self.slots[usize::from(index)];
         self.busy -= 1;
-        if self.slots[usize::from(index)].operation == Operation::Barrier {
+        if slot.operation == Operation::Barrier {
             self.barrier = false;
         }
-        push(&mut self.slots, &mut self.finished, index);
+        if slot.kind != Kind::Copied {
+            self.pages.release(slot.pages, self.now_ns);
+            answer(&mut self.ring, slot);
+            slot.link = core::mem::replace(&mut self.free, index);
+            return;
+        }
+        slot.link = NONE;
+        let last = core::mem::replace(&mut self.copied.1, index);
+        match self.slots.get_mut(usize::from(last)) {
+            Some(slot) => slot.link = index,
+            None => self.copied.0 = index,
+        }
     }
 
-    /// Copies or unmaps the pages of what is over, in one batch each, and answers it after that.
+    /// Unmaps the pages of what is over, or copies them, in one batch each. To be done before any answer is published.
     fn settle(&mut self) {
-        if self.finished.is_empty() {
-            return self.pages.unmap();
-        }
-        if self.copies.any() {
-            self.copies.answer(&mut self.slots, self.finished.first);
-        }
-        let mut next = self.finished.first;
-        while let Some(slot) = self.slots.get(usize::from(next)) {
-            next = slot.link;
-            // A request has not gone well if one of its pages could not be mapped.
-            self.pages.release(slot.pages, slot.status == Status::Okay, self.now_ns);
+        if self.copied.0 != NONE {
+            self.settle_copied();
         }
         self.pages.unmap();
-        let mut next = core::mem::replace(&mut self.finished, List::EMPTY).first;
+    }
+
+    #[inline(never)]
+    fn settle_copied(&mut self) {
+        let (mut next, _) = core::mem::replace(&mut self.copied, (NONE, NONE));
+        self.copies.answer(&mut self.slots, next);
         while let Some(slot) = self.slots.get_mut(usize::from(next)) {
+            answer(&mut self.ring, slot);
             let index = core::mem::replace(&mut next, slot.link);
-            let answer = Answer { id: slot.id, operation: slot.operation.wire(), status: slot.status };
-            slot.link = self.free;
-            self.free = index;
-            self.ring.respond(&answer);
+            slot.link = core::mem::replace(&mut self.free, index);
         }
     }
+}
+
+/// Lets the store begin with a request that reads or writes.
+#[inline(always)]
+fn start<S: Store>(store: &mut S, pages: &impl Chain, slot: &Slot, index: u16) -> Started {
+    let (sector, parts) = (slot.sector, Parts::chain(pages, slot.data, slot.sectors as usize * SECTOR));
+    let work =
+        if slot.operation == Operation::Read { Work::Read { sector, parts } } else { Work::Write { sector, parts } };
+    store.start(Token(index), work)
+}
+
+/// Writes the answer to a request, which nobody sees before it is published.
+#[inline(always)]
+fn answer<P: Platform>(ring: &mut Ring<P>, slot: &Slot) {
+    ring.respond(&Answer { id: slot.id, operation: slot.operation.wire(), status: slot.status });
 }
 
 impl<D: Domain, S: Store> Drop for Queue<D, S> {

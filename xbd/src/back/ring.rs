@@ -39,22 +39,20 @@ impl<P: Platform> Ring<P> {
         either!(self, ring => ring.size())
     }
 
-    /// Takes the next request, as [`BackRing::pop_into`] does.
+    /// Returns how many requests there are, as [`BackRing::ready`] does.
     #[inline]
-    pub(super) fn pop(&mut self) -> Result<bool, RingError> {
-        match self {
-            Self::X86_64(ring, raw) => ring.pop_into(raw),
-            Self::X86_32(ring, raw) => ring.pop_into(raw),
-        }
+    pub(super) fn ready(&mut self) -> Result<u32, RingError> {
+        either!(self, ring => ring.ready())
     }
 
-    /// Returns the request that was taken last, if it reads or writes, by segments that are in it; they are not checked.
-    #[inline]
-    pub(super) fn direct(&self) -> Option<Direct<'_>> {
-        match self {
-            Self::X86_64(_, raw) => X86_64::direct(raw),
-            Self::X86_32(_, raw) => X86_32::direct(raw),
-        }
+    /// Takes the next request, as [`BackRing::pop_into`] does; `None` if there is none. Returns what it is if it reads or writes, by
+    /// segments that are in it; they are not checked.
+    #[inline(always)]
+    pub(super) fn pop(&mut self) -> Result<Option<Option<Direct<'_>>>, RingError> {
+        Ok(match self {
+            Self::X86_64(ring, raw) => ring.pop_into(raw)?.then(|| X86_64::direct(raw)),
+            Self::X86_32(ring, raw) => ring.pop_into(raw)?.then(|| X86_32::direct(raw)),
+        })
     }
 
     /// Checks the request that was taken last, whatever it is.

@@ -1,6 +1,6 @@
 //! What a queue knows of a request that it has taken.
 
-use super::pages::{List, NONE};
+use super::pages::NONE;
 use crate::protocol::{Operation, Status};
 
 /// What the store is asked for, one bit each, the lowest first. A barrier may take all three.
@@ -8,6 +8,17 @@ pub(super) mod step {
     pub(crate) const FLUSH_BEFORE: u8 = 1;
     pub(crate) const WORK: u8 = 2;
     pub(crate) const FLUSH_AFTER: u8 = 4;
+}
+
+/// How a request goes its way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// As most do: it reads or writes, its pages are mapped, and there is one step.
+    Mapped,
+    /// The same, but the pages with its data are our own: Xen copies what is in them.
+    Copied,
+    /// Step by step.
+    Other,
 }
 
 /// A request. Its place in the table is its token.
@@ -19,10 +30,9 @@ pub(super) struct Slot {
     pub(super) sector: u64,
     pub(super) sectors: u64,
     /// All its pages, and the first of those with data. Those before have its segments.
-    pub(super) pages: List,
+    pub(super) pages: u16,
     pub(super) data: u16,
-    /// Those with data are our own, and Xen copies what is in them.
-    pub(super) copied: bool,
+    pub(super) kind: Kind,
     /// Segments that still stand on pages of their own.
     pub(super) indirect: u16,
     /// What the store has still to do, of [`step`].
@@ -31,7 +41,7 @@ pub(super) struct Slot {
     pub(super) started: bool,
     /// How it ends, as far as is known.
     pub(super) status: Status,
-    /// Next slot of the list that it is on: free, taken, or finished.
+    /// Next slot of those that are free, or whose data is to be copied.
     pub(super) link: u16,
 }
 
@@ -41,19 +51,13 @@ impl Slot {
         operation: Operation::Flush,
         sector: 0,
         sectors: 0,
-        pages: List::EMPTY,
+        pages: NONE,
         data: NONE,
-        copied: false,
+        kind: Kind::Other,
         indirect: 0,
         steps: 0,
         started: false,
         status: Status::Okay,
         link: NONE,
     };
-}
-
-/// Appends a slot to a list.
-pub(super) fn push(slots: &mut [Slot], list: &mut List, index: u16) {
-    slots[usize::from(index)].link = NONE;
-    list.append(List::of(index), |before| Some(&mut slots.get_mut(before)?.link));
 }

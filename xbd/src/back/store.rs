@@ -5,6 +5,7 @@ use core::fmt;
 use hypercall::mem::Shared;
 
 use crate::features::Discard;
+use crate::protocol::Status;
 
 /// Names a request between the back end's queue and the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -113,6 +114,15 @@ pub enum StoreFault {
     Failed,
     /// It can't do this at all, as it turns out.
     NotSupported,
+}
+
+impl From<StoreFault> for Status {
+    fn from(fault: StoreFault) -> Self {
+        match fault {
+            StoreFault::Failed => Self::Error,
+            StoreFault::NotSupported => Self::NotSupported,
+        }
+    }
 }
 
 impl fmt::Display for StoreFault {

@@ -48,6 +48,18 @@ impl<M: RingMemory> BackRing<M> {
         self.req_cons.minus(self.rsp_prod)
     }
 
+    /// Returns how many requests can be taken without another look at the peer's index, which is made if there are none.
+    ///
+    /// # Errors
+    /// As for [`pop`](Self::pop).
+    #[inline]
+    pub fn ready(&mut self) -> Result<u32, RingError> {
+        if self.req_cons == self.req_prod {
+            self.refresh()?;
+        }
+        Ok(self.req_prod.minus(self.req_cons))
+    }
+
     /// Takes the next request, or `None` if there is none at the moment.
     ///
     /// # Errors

@@ -6,10 +6,11 @@ use xen_sys::io::blkif::BlkifOp;
 use xenbus::Domain;
 use xenbus::ring::RingError;
 
-use super::Queue;
-use crate::back::pages::List;
-use crate::back::slot::{Slot, push, step};
+use super::{Queue, TAKEN};
+use crate::back::pages::NONE;
+use crate::back::slot::{Kind, Slot, step};
 use crate::back::store::Store;
+use crate::features::Disk;
 use crate::protocol::{Answer, Data, Direct, Operation, Request, Segment, Status};
 use crate::{SECTOR, SEGMENTS_PER_PAGE};
 
@@ -20,29 +21,47 @@ const WHOLE: (u8, u8) = (0, (PAGE_SIZE / SECTOR - 1) as u8);
 pub(super) enum Taken {
     /// There are none any more, or enough were taken for one call.
     All,
+    /// There may be more, and enough were taken to begin with them.
+    Some,
     /// The next has to wait.
     Blocked,
 }
 
+/// What came off the ring.
+enum Next {
+    /// Nothing.
+    None,
+    /// A request that was let in.
+    Taken,
+    /// One that is to be looked at more closely.
+    Other,
+}
+
 impl<D: Domain, S: Store> Queue<D, S> {
-    /// Takes as many requests as there are, and as `budget` has room for.
+    /// Takes as many requests as there are, as `budget` has room for, and as are begun with at once.
     pub(super) fn take(&mut self, budget: &mut u32) -> Result<Taken, RingError> {
         if self.held.is_some() && !self.take_held() {
             return Ok(Taken::Blocked);
         }
-        loop {
-            if self.barrier {
-                return Ok(Taken::Blocked);
-            }
-            if *budget == 0 || !self.ring.pop()? {
-                return Ok(Taken::All);
-            }
+        if self.barrier {
+            return Ok(Taken::Blocked);
+        }
+        let ready = self.ring.ready()?.min(*budget);
+        let left = ready.saturating_sub((TAKEN - self.taken_count) as u32);
+        let until = *budget - (ready - left);
+        while *budget > until {
             *budget -= 1;
-            self.counters.requests += 1;
-            if !self.take_direct() && !self.take_other() {
-                return Ok(Taken::Blocked);
+            match self.take_next()? {
+                Next::None => return Ok(Taken::All),
+                Next::Taken => {}
+                Next::Other => {
+                    if !self.take_other() || self.barrier {
+                        return Ok(Taken::Blocked);
+                    }
+                }
             }
         }
+        Ok(if left > 0 { Taken::Some } else { Taken::All })
     }
 
     /// Takes the request that had to wait; `false` if it still has to.
@@ -53,49 +72,53 @@ impl<D: Domain, S: Store> Queue<D, S> {
         self.let_in(request)
     }
 
-    /// Takes the request if it is as most are: a read or write, by segments that are in it, and against which nothing can be said.
-    #[inline]
-    fn take_direct(&mut self) -> bool {
-        let Some(Direct { id, write, sector, segments }) = self.ring.direct() else { return false };
+    /// Takes the next request off the ring, and lets it in if it is as most are: a read or write, by segments that are in it, and against
+    /// which nothing can be said.
+    #[inline(always)]
+    fn take_next(&mut self) -> Result<Next, RingError> {
+        let Some(direct) = self.ring.pop()? else { return Ok(Next::None) };
+        self.counters.requests += 1;
+        let Some(Direct { id, write, sector, segments }) = direct else { return Ok(Next::Other) };
         let mut sectors = 0;
         for segment in segments {
-            let Some(segment) = Segment::new(segment.gref, segment.first_sect, segment.last_sect) else { return false };
+            let Some(segment) = Segment::new(segment.gref, segment.first_sect, segment.last_sect) else {
+                return Ok(Next::Other);
+            };
             sectors += segment.sectors();
         }
-        // The ring lets no more requests in than there are slots.
-        let free = usize::from(self.free) < self.slots.len();
-        if !(free && self.has(sector, sectors)) || (write && self.disk.read_only) {
-            return false;
+        if !has(&self.disk, sector, sectors) || (write && self.disk.read_only) {
+            return Ok(Next::Other);
         }
         let (operation, count) = (if write { Operation::Write } else { Operation::Read }, segments.len());
-        let slot = Slot { id, operation, sector, sectors, steps: step::WORK, ..Slot::FREE };
+        let slot = Slot { id, operation, sector, sectors, steps: step::WORK, kind: Kind::Mapped, ..Slot::FREE };
         if self.copies.take(sectors, count) {
             let data = self.copies.add(segments, write);
-            self.enter(Slot { data, copied: true, ..slot }, count);
-            return true;
+            self.enter(Slot { data, kind: Kind::Copied, ..slot }, count);
+            return Ok(Next::Taken);
         }
-        if self.room() < count {
-            return false;
+        if self.pages.room() < count {
+            return Ok(Next::Other);
         }
-        let mut pages = List::EMPTY;
-        for segment in segments {
+        let mut pages = NONE;
+        for segment in segments.iter().rev() {
             let part = (segment.first_sect, segment.last_sect);
-            let _ = self.pages.add_here(&mut pages, segment.gref, part, access(operation));
+            pages = self.pages.add(pages, segment.gref, part, access(operation));
         }
-        self.enter(Slot { pages, data: pages.first, ..slot }, count);
-        true
+        self.enter(Slot { pages, data: pages, ..slot }, count);
+        Ok(Next::Taken)
     }
 
-    /// Puts a request with so many segments into a slot, of which one is free.
+    /// Puts a request with so many segments into a slot, and among those that were taken. There is room for it: the ring lets no more
+    /// requests in than there are slots, and `take` no more than are begun with at once.
     #[inline(always)]
     fn enter(&mut self, request: Slot, segments: usize) {
         let index = self.free;
         let Some(slot) = self.slots.get_mut(usize::from(index)) else { return };
-        self.free = slot.link;
-        *slot = request;
+        self.free = core::mem::replace(slot, request).link;
+        self.taken[self.taken_count % TAKEN] = index;
+        self.taken_count += 1;
         self.counters.segments += segments as u64;
         self.busy += 1;
-        push(&mut self.slots, &mut self.taken, index);
     }
 
     /// Takes any other request; `false` if it has to wait for what is before it.
@@ -148,15 +171,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
             Data::Sectors(_) if self.disk.discard.is_none() => return Err(Status::NotSupported),
             Data::Sectors(sectors) => *sectors,
         };
-        if self.has(request.sector, sectors) { Ok(()) } else { Err(Status::Error) }
-    }
-
-    /// Tells whether the disk has those sectors, in its own units.
-    fn has(&self, sector: u64, sectors: u64) -> bool {
-        let unit = u64::from(self.disk.sector_size) / SECTOR as u64;
-        let inside = sector.checked_add(sectors).is_some_and(|end| end <= self.disk.sectors);
-        // The unit is a power of two.
-        inside && (sector | sectors) & (unit - 1) == 0
+        if has(&self.disk, request.sector, sectors) { Ok(()) } else { Err(Status::Error) }
     }
 
     /// Lets a request in, whose form is right; `false` if it has to wait for what is before it.
@@ -169,7 +184,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
             Data::Direct(segments) => segments.as_slice().len(),
             Data::Indirect(pages) => pages.grefs().len() + usize::from(pages.segments()),
         };
-        if self.room() < pages && !self.make_room(pages) {
+        if self.pages.room() < pages && !self.make_room(pages) {
             if self.busy > 0 {
                 return false;
             }
@@ -187,16 +202,11 @@ impl<D: Domain, S: Store> Queue<D, S> {
         // What is over is answered, and its pages are free.
         self.settle();
         self.pages.unmap();
-        if self.room() < pages && self.busy == 0 {
+        if self.pages.room() < pages && self.busy == 0 {
             self.pages.expire(u64::MAX);
             self.pages.unmap();
         }
-        self.room() >= pages
-    }
-
-    /// Returns how many pages can be promised.
-    const fn room(&self) -> usize {
-        self.pages.free().saturating_sub(self.promised)
+        self.pages.room() >= pages
     }
 
     /// Gives a request its slot and its pages, of which there are enough.
@@ -212,19 +222,19 @@ impl<D: Domain, S: Store> Queue<D, S> {
                 self.counters.discards += 1;
             }
             Data::Direct(segments) => {
-                for segment in segments.as_slice() {
-                    let _ = self.pages.add(&mut slot.pages, segment.gref(), segment.part(), access);
-                    slot.sectors += segment.sectors();
+                for segment in segments.as_slice().iter().rev() {
+                    slot.pages = self.pages.add(slot.pages, segment.gref(), segment.part(), access);
                 }
-                slot.data = slot.pages.first;
+                slot.data = slot.pages;
+                slot.sectors = segments.sectors();
                 count = segments.as_slice().len();
             }
             Data::Indirect(pages) => {
-                for gref in pages.grefs() {
-                    let _ = self.pages.add(&mut slot.pages, *gref, WHOLE, Access::ReadOnly);
+                for gref in pages.grefs().iter().rev() {
+                    slot.pages = self.pages.add(slot.pages, *gref, WHOLE, Access::ReadOnly);
                 }
                 slot.indirect = pages.segments();
-                self.promised += usize::from(slot.indirect);
+                self.pages.promise(slot.indirect.into());
                 self.folded = true;
                 self.counters.indirect += 1;
             }
@@ -250,11 +260,9 @@ impl<D: Domain, S: Store> Queue<D, S> {
     /// Maps the pages of the indirect requests that were taken; tells whether all could be.
     #[cold]
     pub(super) fn unfold_all(&mut self) -> bool {
-        let mut next = self.taken.first;
-        while let Some(slot) = self.slots.get(usize::from(next)) {
-            let index = next;
-            next = slot.link;
-            if slot.indirect > 0 {
+        for at in 0..self.taken_count {
+            let index = self.taken[at];
+            if self.slots[usize::from(index)].indirect > 0 {
                 self.unfold(index);
             }
         }
@@ -264,14 +272,16 @@ impl<D: Domain, S: Store> Queue<D, S> {
     /// Reads the segments of an indirect request, each once, and adds their pages. There is room for them: `admit` has seen to it.
     fn unfold(&mut self, index: u16) {
         let slot = &mut self.slots[usize::from(index)];
-        self.promised -= usize::from(slot.indirect);
-        let mut page = slot.pages.first;
+        let count = core::mem::take(&mut slot.indirect);
+        self.pages.redeem(count.into());
+        let mut page = slot.pages;
         if !self.pages.are_mapped(page) {
             return;
         }
-        let (count, mark, last) = (usize::from(slot.indirect), self.pages.mark(), slot.pages.last);
+        let access = access(slot.operation);
+        let (mark, mut last) = (self.pages.mark(), self.pages.last(page));
         for number in 0..count {
-            let place = number % SEGMENTS_PER_PAGE;
+            let place = usize::from(number) % SEGMENTS_PER_PAGE;
             if place == 0 && number > 0 {
                 page = self.pages.next(page);
             }
@@ -279,25 +289,34 @@ impl<D: Domain, S: Store> Queue<D, S> {
             if let Some(view) = self.pages.view(page) {
                 view.read(place * Segment::BYTES, &mut bytes);
             }
-            let Ok(segment) = Segment::from_bytes(bytes, number as u16) else {
+            let Ok(segment) = Segment::from_bytes(bytes, number) else {
                 slot.status = Status::Error;
                 break;
             };
-            let access = access(slot.operation);
-            let _ = self.pages.add(&mut slot.pages, segment.gref(), segment.part(), access);
+            last = self.pages.add_behind(last, segment.gref(), segment.part(), access);
+            if number == 0 {
+                slot.data = last;
+            }
             slot.sectors += segment.sectors();
         }
-        slot.data = self.pages.next(last);
-        slot.indirect = 0;
         let (sector, sectors) = (slot.sector, slot.sectors);
-        if slot.status == Status::Okay && self.has(sector, sectors) {
-            self.counters.segments += count as u64;
+        if slot.status == Status::Okay && has(&self.disk, sector, sectors) {
+            self.counters.segments += u64::from(count);
             return;
         }
         self.slots[usize::from(index)].status = Status::Error;
         self.counters.refused += 1;
         self.pages.forget(mark);
     }
+}
+
+/// Tells whether a disk has those sectors, in its own units.
+#[inline]
+fn has(disk: &Disk, sector: u64, sectors: u64) -> bool {
+    let unit = u64::from(disk.sector_size) / SECTOR as u64;
+    let inside = sector.checked_add(sectors).is_some_and(|end| end <= disk.sectors);
+    // The unit is a power of two.
+    inside && (sector | sectors) & (unit - 1) == 0
 }
 
 /// Returns what is done with the pages of an operation: reading the disk writes to them.
