@@ -246,6 +246,35 @@ fn num_ring_pages_is_believed_where_there_is_no_order() {
 }
 
 #[test]
+fn single_page_of_a_ring_may_be_numbered() {
+    for queues in [1, 2] {
+        let bed = Bed::new(1);
+        let mut back = BackOwner::new(&bed, disk());
+        back.follow(&bed);
+        let mut front = RawFront::<X86_64>::prepare(&bed, Asks { queues, ..Asks::default() });
+        for (index, queue) in front.queues.iter().enumerate() {
+            let folder = if queues > 1 { format!("queue-{index}/") } else { String::new() };
+            let gref = queue.ring.backing().refs()[0].0;
+            bed.front.store.rm(Tx::NONE, &format!("{}/{folder}ring-ref", bed.device.front_path())).unwrap();
+            bed.front_says(&format!("{folder}ring-ref0"), gref).unwrap();
+        }
+        bed.front_says("state", State::Initialised.number()).unwrap();
+        back.follow(&bed);
+        assert_eq!((back.connections, &back.errors), (1, &Vec::new()));
+        let pages = Granted::many(&bed, 1);
+        for queue in &mut front.queues {
+            queue.send(&[X86_64::emit(&direct(Operation::Read, 1, 0, &pages))]);
+            back.follow(&bed);
+            assert_eq!(queue.responses().len(), 1);
+        }
+        bed.front_says("state", State::Closed.number()).unwrap();
+        back.follow(&bed);
+        drop((back, front, pages));
+        bed.check_quiet();
+    }
+}
+
+#[test]
 fn ring_that_lies_stops_all_queues_and_is_told_once() {
     let disk = disk();
     let mut rig = Rig::<X86_64>::new(&disk, config(), Asks { queues: 3, ..Asks::default() });

@@ -153,6 +153,32 @@ fn ring_is_no_larger_than_the_owner_wants_or_the_back_end_takes() {
     }
 }
 
+/// io/blkif.h has two styles of telling it, and a back end may know but one.
+#[test]
+fn size_of_the_largest_ring_is_found_in_either_style() {
+    let config = Config { max_ring_pages: 16, ..PLAIN };
+    for (node, value, slots) in [
+        ("max-ring-pages", "4", 128),
+        ("max-ring-pages", "1", 32),
+        ("max-ring-pages", "64", 512),
+        ("max-ring-page-order", "2", 128),
+        ("max-ring-page-order", "9", 512),
+        ("info", "0", 32),
+    ] {
+        let (bed, mut front, mut players) = connected(5, config, &[(node, value)]);
+        assert_eq!((players[0].slots, front.front.queues()), (slots, 1), "{node} {value}");
+        for sector in 0..u64::from(slots) {
+            submit(&mut front, Operation::Write, sector, Some(buffer(&bed, 512, sector as u8))).unwrap();
+        }
+        let requests = players[0].requests(&bed);
+        assert_eq!(requests.len(), slots as usize);
+        assert_eq!(players[0].data(&bed, &requests[31]), bytes(512, 31));
+        players[0].all_well(&requests);
+        front.follow(&bed);
+        ends(bed, front, players);
+    }
+}
+
 #[test]
 fn queues_have_nothing_in_common() {
     let config = Config { max_queues: 4, max_ring_pages: 2, ..PLAIN };
