@@ -11,18 +11,15 @@ mod common;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::SeqCst;
 
+use common::neighbour::Neighbour;
 use common::{BackOwner, Bed, FrontOwner, Slow, follow_both};
 use hypercall::event::Events;
 use hypercall::grant::{Access, Grants, MapRequest, Window};
 use hypercall::mem::{PAGE_SIZE, PageBuf};
 use hypercall::{DomId, GrantRef, Port};
 use mock::{Domain, Fault, Node, Refusal, Suspended, suspend};
-use suite::block;
-use suite::toolstack::NewDevice;
-use xbd::SECTOR;
-use xbd::back::{self, Back};
-use xbd::front::{self, Front};
 use xbd::protocol::Operation;
+use xbd::{SECTOR, back, front};
 use xenbus::device::State;
 use xenbus::ring::Field;
 use xenbus::store::{Perm, Store, Tx};
@@ -50,64 +47,6 @@ fn setups() -> [Setup; 3] {
         Setup { front: waiting, back: keeping, pages: [2, 2] },
         Setup { front: plain, back: copying, pages: [2, 13] },
     ]
-}
-
-/// Another disk on the machine, whose owners look at it whether they are told to or not.
-struct Neighbour {
-    nodes: [Node; 2],
-    /// Dropped first: it maps what the other has granted.
-    back: Back<Node, Slow>,
-    front: Front<Node, PageBuf<Domain>>,
-}
-
-impl Neighbour {
-    fn new(bed: &Bed) -> Self {
-        let nodes = [bed.machine.boot(), bed.machine.boot()];
-        let usual = block::disk(nodes[0].id, nodes[1].id);
-        let device = NewDevice { handle: usual.handle + 16, ..usual };
-        device.attach(&bed.toolstack.store).unwrap();
-        let front = Front::new(&nodes[0], &device.front_path(), front::Config::default()).unwrap();
-        let back = Back::new(&nodes[1], &device.back_path(), Slow::new(SECTORS), back::Config::default()).unwrap();
-        let mut this = Self { nodes, back, front };
-        for _ in 0..4 {
-            this.turn(bed);
-        }
-        this.works(bed);
-        this
-    }
-
-    /// Lets both ends go on; returns how many I/Os have ended well.
-    fn turn(&mut self, bed: &Bed) -> usize {
-        bed.settle();
-        for node in &self.nodes {
-            node.events.dispatch(0, |event| {
-                if event.port == node.store.port() {
-                    node.store.process();
-                }
-            });
-        }
-        let mut good = 0;
-        self.back.step().unwrap();
-        self.back.poll(0).unwrap();
-        self.front.step(|_| panic!("an I/O of another disk is lost")).unwrap();
-        if let Some(queue) = self.front.queue(0) {
-            queue.poll(|completion| good += usize::from(completion.result.is_ok())).unwrap();
-        }
-        good
-    }
-
-    /// Reads and writes, as if nothing had happened.
-    fn works(&mut self, bed: &Bed) {
-        let queue = self.front.queue(0).expect("a connected disk");
-        for number in 0..4 {
-            let buffer = PageBuf::new(&self.nodes[0].platform, 2 * PAGE_SIZE).unwrap();
-            let operation = [Operation::Read, Operation::Write][number % 2];
-            queue.submit(operation, number as u64 * 16, buffer).map_err(|(error, _)| error).unwrap();
-        }
-        queue.push();
-        let good: usize = (0..3).map(|_| self.turn(bed)).sum();
-        assert_eq!(good, 4, "another disk is harmed");
-    }
 }
 
 /// A disk whose both ends are ours.
@@ -554,7 +493,7 @@ const FAULTS: [(&str, Happens); 27] = [
 /// One cell: what becomes of the disk.
 fn cell(setup: Setup, state: Happens, fault: Happens) -> &'static str {
     let mut pair = Pair::new(setup);
-    let mut other = Neighbour::new(&pair.bed);
+    let mut other = Neighbour::new(&pair.bed, pair.bed.machine.boot(), pair.bed.machine.boot());
     pair.bed.machine.mark_usage();
     state(&mut pair);
     fault(&mut pair);

@@ -1,6 +1,7 @@
 //! What the tests of the disk share: a bed that is stepped by hand, owners of our two ends, and ends that do whatever a test wants.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod neighbour;
 pub(crate) mod raw_front;
 pub(crate) mod rig;
 mod slow;
