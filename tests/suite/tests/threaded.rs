@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -144,7 +144,7 @@ struct Worker<'a> {
     node: &'a Own,
     place: Locked<front::Queue<Own, Buffer>>,
     told: &'a Told,
-    until: Instant,
+    stop: &'a AtomicBool,
 }
 
 impl Worker<'_> {
@@ -154,7 +154,7 @@ impl Worker<'_> {
         let range = |io: usize| (part * IOS + io) * STEP * SECTOR..(part * IOS + io + 1) * STEP * SECTOR;
         let mut spare = Vec::new();
         while ends.iter().any(|ended| *ended == 0) {
-            assert!(Instant::now() < self.until, "thread {} is stuck at {next} of {IOS}: {ends:?}", self.own);
+            assert!(!self.stop.load(SeqCst), "thread {} is at {next} of {IOS}: {ends:?}", self.own);
             let mut done = Vec::new();
             let look = self.told[self.own].swap(false, SeqCst);
             self.place.with(|queue| {
@@ -197,6 +197,15 @@ impl Worker<'_> {
     }
 }
 
+/// Ends the other threads, by a panic, too.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 /// Four threads of each end: those of the front end have a queue each, those of the back end look at all.
 #[test]
 fn queues_of_a_disk_are_used_by_threads_of_their_own_at_both_ends() {
@@ -216,30 +225,37 @@ fn queues_of_a_disk_are_used_by_threads_of_their_own_at_both_ends() {
     let serves = back::Config::default();
     let mut back = back::Back::with_places(&nodes[1], &device.back_path(), store, serves, backs.to_vec()).unwrap();
     let [front_told, back_told]: [Told; 2] = Default::default();
-    let (go, over, stop) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicBool::new(false));
-    let (between, until) = (Barrier::new(QUEUES), Instant::now() + Duration::from_secs(60));
+    let (go, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+    let [written, over]: [AtomicUsize; 2] = Default::default();
+    let until = Instant::now() + Duration::from_secs(60);
     thread::scope(|scope| {
+        let mut workers = Vec::new();
         for (own, place) in fronts.iter().enumerate() {
             let (node, place, told) = (&nodes[0], place.clone(), &front_told);
-            let (go, over, between, data) = (&go, &over, &between, &data);
-            scope.spawn(move || {
-                while !go.load(SeqCst) && Instant::now() < until {
-                    thread::yield_now();
-                }
-                let mut worker = Worker { own, node, place, told, until };
+            let (go, written, over, stop, data) = (&go, &written, &over, &stop, &data);
+            workers.push(scope.spawn(move || {
+                let wait = |until: &dyn Fn() -> bool| {
+                    while !until() {
+                        assert!(!stop.load(SeqCst), "others have failed");
+                        thread::yield_now();
+                    }
+                };
+                wait(&|| go.load(SeqCst));
+                let mut worker = Worker { own, node, place, told, stop };
                 worker.run(Operation::Write, own, |range, buffer| buffer.shared().write(0, &data[range]));
-                between.wait();
+                written.fetch_add(1, SeqCst);
+                wait(&|| written.load(SeqCst) == QUEUES);
                 worker.run(Operation::Read, (own + 1) % QUEUES, |range, buffer| {
                     let mut bytes = vec![0; buffer.len()];
                     buffer.shared().read(0, &mut bytes);
                     assert!(bytes == data[range], "it reads other than was written");
                 });
                 over.fetch_add(1, SeqCst);
-            });
-            let (mut backs, told, stop) = (backs.clone(), &back_told, &stop);
+            }));
+            let (mut backs, told) = (backs.clone(), &back_told);
             scope.spawn(move || {
                 let mut turn = own;
-                while !stop.load(SeqCst) && Instant::now() < until {
+                while !stop.load(SeqCst) {
                     turn = (turn + 1) % QUEUES;
                     let look = told[turn].swap(false, SeqCst);
                     let more = backs[turn].with(|queue| {
@@ -251,9 +267,12 @@ fn queues_of_a_disk_are_used_by_threads_of_their_own_at_both_ends() {
                 }
             });
         }
+        let _stop = Stop(&stop);
         // This thread takes the events of both domains, and leads the life of both ends.
         let (mut ports, mut asked, mut closed, mut removed) = ([[None; QUEUES]; 2], false, false, false);
         while !(closed && removed) {
+            let ended = workers.iter().filter(|worker| worker.is_finished()).count();
+            assert!(ended <= over.load(SeqCst), "a thread has failed");
             assert!(Instant::now() < until, "{:?} {:?} {over:?}", front.device().state(), back.device().state());
             for ((node, told), ports) in nodes.iter().zip([&front_told, &back_told]).zip(&ports) {
                 let mut take = |event: Event| {
@@ -295,7 +314,6 @@ fn queues_of_a_disk_are_used_by_threads_of_their_own_at_both_ends() {
             }
             thread::yield_now();
         }
-        stop.store(true, SeqCst);
     });
     assert!(disk.bytes() == data, "the disk has other than was written");
     drop((front, back));
