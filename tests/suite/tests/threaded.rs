@@ -153,7 +153,7 @@ impl Worker<'_> {
         let (mut next, mut ends) = (0, [0_u8; IOS]);
         let range = |io: usize| (part * IOS + io) * STEP * SECTOR..(part * IOS + io + 1) * STEP * SECTOR;
         let mut spare = Vec::new();
-        while ends.iter().any(|ended| *ended == 0) {
+        while ends.contains(&0) {
             assert!(!self.stop.load(SeqCst), "thread {} is at {next} of {IOS}: {ends:?}", self.own);
             let mut done = Vec::new();
             let look = self.told[self.own].swap(false, SeqCst);
