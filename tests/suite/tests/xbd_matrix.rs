@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::SeqCst;
 
 use common::neighbour::Neighbour;
-use common::{BackOwner, Bed, FrontOwner, Slow, follow_both};
+use common::{BackOwner, Bed, FrontOwner, Lots, Slow, follow_both};
 use hypercall::event::Events;
 use hypercall::grant::{Access, Grants, MapRequest, Window};
 use hypercall::mem::{PAGE_SIZE, PageBuf};
@@ -73,8 +73,13 @@ impl Pair {
         let front = FrontOwner::with(&bed, setup.front).unwrap();
         let back = Some(BackOwner::with(&bed, disk.clone(), setup.back).unwrap());
         let (refs, ports) = (Vec::new(), Vec::new());
-        let pages = bed.machine.usage().0[&bed.front.id].pages;
-        Self { setup, bed, disk, front, back, front_is_dead: false, pages, refs, ports, window: None }
+        Self { setup, bed, disk, front, back, front_is_dead: false, pages: 0, refs, ports, window: None }
+    }
+
+    /// Takes note of what the domains have.
+    fn mark(&mut self) {
+        self.bed.machine.mark_usage();
+        self.pages = self.bed.machine.usage().0[&self.bed.front.id].pages;
     }
 
     /// Pages of one of the I/Os that are submitted together.
@@ -494,7 +499,7 @@ const FAULTS: [(&str, Happens); 27] = [
 fn cell(setup: Setup, state: Happens, fault: Happens) -> &'static str {
     let mut pair = Pair::new(setup);
     let mut other = Neighbour::new(&pair.bed, pair.bed.machine.boot(), pair.bed.machine.boot());
-    pair.bed.machine.mark_usage();
+    pair.mark();
     state(&mut pair);
     fault(&mut pair);
     other.works(&pair.bed);
@@ -560,11 +565,84 @@ fn without_a_fault_every_state_leads_to_a_disk_that_works() {
     }
 }
 
+/// Nodes that the front end's domain can write, and that the back end reads.
+const FRONTS_NODES: [&str; 13] = [
+    "state",
+    "ring-ref",
+    "ring-ref0",
+    "event-channel",
+    "protocol",
+    "feature-persistent",
+    "multi-queue-num-queues",
+    "ring-page-order",
+    "num-ring-pages",
+    "queue-0/ring-ref",
+    "queue-0/event-channel",
+    "backend",
+    "backend-id",
+];
+/// The same the other way round.
+const BACKS_NODES: [&str; 18] = [
+    "state",
+    "online",
+    "sectors",
+    "sector-size",
+    "physical-sector-size",
+    "info",
+    "feature-flush-cache",
+    "feature-barrier",
+    "feature-discard",
+    "discard-granularity",
+    "discard-alignment",
+    "discard-secure",
+    "feature-persistent",
+    "feature-max-indirect-segments",
+    "multi-queue-max-queues",
+    "max-ring-page-order",
+    "max-ring-pages",
+    "frontend-id",
+];
+const GARBAGE: [&str; 9] =
+    ["", "x", "-1", "0", "3", "4294967295", "4294967296", "18446744073709551615", "/local/domain/0"];
+
+/// Garbage in any node that the other end can write, at any step, is looked at as it is, and harms no other disk of the one who reads it.
+#[test]
+fn garbage_in_any_node_at_any_step_ends_that_disk_at_most() {
+    let mut lots = Lots(3);
+    for front_lies in [true, false] {
+        let nodes: &[&str] = if front_lies { &FRONTS_NODES } else { &BACKS_NODES };
+        // All that the one who reads will read, it reads behind one of these.
+        let steps = if front_lies { [0, 2, 4, 6, 8] } else { [0, 1, 3, 4, 8] }.map(|step| STATES[step].1);
+        for (reach, node) in steps.iter().flat_map(|reach| nodes.iter().map(move |node| (reach, node))) {
+            let mut pair = Pair::new(setups()[0]);
+            let (stranger, [front, back]) = (pair.bed.machine.boot(), [pair.bed.front.clone(), pair.bed.back.clone()]);
+            let [front, back] = if front_lies { [stranger, back] } else { [front, stranger] };
+            let mut other = Neighbour::new(&pair.bed, front, back);
+            pair.mark();
+            reach(&mut pair);
+            for _ in 0..3 {
+                let value = GARBAGE[lots.below(GARBAGE.len() as u64) as usize];
+                // The state again, so that it is looked at.
+                let again = if front_lies { pair.bed.front_state() } else { pair.bed.back_state() };
+                for (node, value) in [(*node, value), ("state", again.as_deref().unwrap_or("1"))] {
+                    let _ = if front_lies { pair.bed.front_says(node, value) } else { pair.bed.back_says(node, value) };
+                    pair.follow();
+                    other.works(&pair.bed);
+                }
+            }
+            pair.recover();
+            other.works(&pair.bed);
+            pair.end();
+        }
+    }
+}
+
 /// The setups are what they are meant to be.
 #[test]
 fn setups_go_the_ways_that_they_are_there_for() {
     let counted = setups().map(|setup| {
         let mut pair = Pair::new(setup);
+        pair.mark();
         pair.connect();
         pair.submit();
         pair.follow();
