@@ -14,7 +14,7 @@ use mock::Node;
 use xbd::SECTOR;
 use xbd::back::{Back, BackError, Change, Config, Counters, Queue};
 use xbd::features::Discard;
-use xbd::protocol::{Layout, Operation, Status, X86_32, X86_64};
+use xbd::protocol::{Layout, Operation, Request, Status, X86_32, X86_64};
 use xenbus::Place;
 use xenbus::device::State;
 use xenbus::ring::RingError;
@@ -272,6 +272,30 @@ fn single_page_of_a_ring_may_be_numbered() {
         drop((back, front, pages));
         bed.check_quiet();
     }
+}
+
+/// An answer stands where a request was; of its padding, nothing is what was there, nor anything of ours.
+fn padding_of_answers<L: Layout>(size: usize) {
+    let mut rig = Rig::<L>::new(&forgetful(), config(), Asks::default());
+    let id = u64::MAX;
+    for (slot, request) in [flush(id), discard(Operation::Discard, 8, 8)].into_iter().enumerate() {
+        let request = Request { id, ..request };
+        assert_eq!(rig.one(&request), Status::Okay);
+        let mut bytes = [0xff; 16];
+        let page = rig.front.queues[0].ring.backing().shared();
+        page.read(64 + slot * size_of::<L::Request>(), &mut bytes[..size]);
+        // After id and operation, padding; after the status, in one of the layouts, too.
+        assert_eq!(bytes[..8], [0xff; 8]);
+        assert_eq!((bytes[8], bytes[9]), (request.operation.wire().0, 0));
+        assert!(bytes[10..size].iter().all(|byte| *byte == 0), "{bytes:?}");
+    }
+    rig.end(Vec::new());
+}
+
+#[test]
+fn padding_of_an_answer_is_zero() {
+    padding_of_answers::<X86_64>(16);
+    padding_of_answers::<X86_32>(12);
 }
 
 #[test]
