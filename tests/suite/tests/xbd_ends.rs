@@ -58,8 +58,8 @@ fn largest_request_there_can_be_goes_from_end_to_end() {
     }
 }
 
-/// One front end has filled all its rings with the largest requests, at a disk that does nothing, and signals all the time; another,
-/// of the same back-end domain, is served as if it were alone.
+/// One front end has filled all its rings with the largest requests, at a disk that does nothing, and signals all the
+/// time; another, of the same back-end domain, is served as if it were alone.
 #[test]
 fn greedy_front_end_takes_no_more_than_it_may_and_nothing_of_an_honest_one() {
     const SEGMENTS: usize = 256;

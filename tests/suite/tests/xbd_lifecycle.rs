@@ -503,8 +503,8 @@ const ERRNOS: [i32; 16] = [
 fn every_hypercall_may_fail(domain: impl Fn(&Bed) -> DomId) {
     let mut faults = 0;
     for kind in kinds(&domain) {
-        // Each call fails in all ways that there are; but events are sent a hundred times, each in three ways, and all of them together
-        // in all.
+        // Each call fails in all ways that there are; but events are sent a hundred times, each in three ways, and all of
+        // them together in all.
         let ways = if kind == Kind::event(EVTCHNOP_send) { 3 } else { ERRNOS.len() };
         for first in 0..ways {
             let errno = |nth: u64| ERRNOS[(ways * nth as usize + first) % ERRNOS.len()];

@@ -24,8 +24,8 @@ fn rig(disk: &Slow, persistent: bool) -> Rig<X86_64> {
 
 const MS: u64 = 1_000_000;
 
-/// Of 32 pages, which are one call of the hypervisor, any may be such as can't be mapped: the requests that they are of fail, and no
-/// other, and what is mapped of them is unmapped.
+/// Of 32 pages, which are one call of the hypervisor, any may be such as can't be mapped: the requests that they are of
+/// fail, and no other, and what is mapped of them is unmapped.
 #[test]
 fn random_subset_of_a_full_batch_that_can_not_be_mapped_fails_its_requests_and_no_other() {
     const BATCH: usize = 32;

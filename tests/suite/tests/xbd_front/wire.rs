@@ -264,7 +264,8 @@ fn flush_barrier_and_discard_look_like_that() {
     ends(bed, front, players);
 }
 
-/// Neither padding, nor a segment that is not in use, nor what is behind the last on a page of segments tells anything of ours.
+/// Neither padding, nor a segment that is not in use, nor what is behind the last on a page of segments tells anything of
+/// ours.
 #[test]
 fn every_byte_of_a_ring_is_what_a_request_says_or_zero() {
     let nodes = [&ABLE[..], &[("feature-max-indirect-segments", "256")]].concat();

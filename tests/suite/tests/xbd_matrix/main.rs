@@ -391,7 +391,8 @@ const BACKS_NODES: [&str; 18] = [
 ];
 const GARBAGE: [&str; 7] = ["", "x", "-1", "0", "4294967295", "18446744073709551615", "/local/domain/0"];
 
-/// An end has come to a step and writes such values into a node, one after the other. Another disk of the end that reads it works.
+/// An end has come to a step and writes such values into a node, one after the other. Another disk of the end that reads
+/// it works.
 fn lie(front_lies: bool, step: usize, node: &str, values: &[&str]) {
     let mut pair = Pair::new(setups()[0]);
     let (stranger, [front, back]) = (pair.bed.machine.boot(), [pair.bed.front.clone(), pair.bed.back.clone()]);
