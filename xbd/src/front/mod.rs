@@ -20,7 +20,8 @@
 //! suspend, as its owner says by [`Front::resume`]: the back end is another then, and the old one can't hold on to anything.
 //!
 //! And with it, a back end that is Closing while the toolstack keeps its device (`online` is 1) is seen off: we close by ourselves once
-//! what is in flight is answered, and begin anew as soon as it is Closed.
+//! what is in flight is answered, and begin anew as soon as it is Closed. If the toolstack doesn't keep it, it wants us to close, as in the
+//! third row, while we are Initialised, too.
 //!
 //! | file | what |
 //! |---|---|
