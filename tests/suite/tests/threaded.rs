@@ -1,8 +1,13 @@
 //! Both ends of a disk on threads of their own, in real time.
 #![cfg(not(target_os = "none"))]
 
-use std::sync::mpsc;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use hypercall::event::Event;
 use hypercall::mem::PageBuf;
 use mock::{Domain, Machine};
 use suite::block::{self, Client, Memory};
@@ -10,8 +15,10 @@ use suite::exec::{Program, World, run};
 use suite::node::Node;
 use suite::scenarios::noise;
 use suite::{Context, Failure};
-use xbd::SECTOR;
+use xbd::front::{Completion, Returned, SubmitError};
 use xbd::protocol::Operation;
+use xbd::{SECTOR, back, front};
+use xenbus::Place;
 
 /// Sectors of the disk.
 const SECTORS: usize = if cfg!(miri) { 64 } else { 16 * 1024 };
@@ -94,5 +101,222 @@ fn disks_of_several_domains_are_copied_at_once() {
         assert!(!device.back_exists(&toolstack.store).unwrap());
         device.clean_up(&toolstack.store).unwrap();
     }
+    machine.check_quiet();
+}
+
+/// Queues, and threads at each end.
+const QUEUES: usize = 4;
+/// Sectors of an I/O of theirs: three pages.
+const STEP: usize = 24;
+/// I/Os of a thread, there and back.
+const IOS: usize = if cfg!(miri) { 4 } else { 200 };
+
+/// A place that several threads take by turns.
+struct Locked<T>(Arc<Mutex<Option<T>>>);
+
+impl<T> Clone for Locked<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Default for Locked<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T> Place<T> for Locked<T> {
+    fn with<R>(&mut self, work: impl FnOnce(&mut Option<T>) -> R) -> R {
+        work(&mut self.0.lock().unwrap())
+    }
+}
+
+type Own = mock::Node;
+type Buffer = (usize, PageBuf<Domain>);
+
+/// Whether an event has come to each queue since somebody last looked.
+type Told = [AtomicBool; QUEUES];
+
+/// One thread of the front end: writes its part of the disk by its queue, and reads that of its neighbour.
+struct Worker<'a> {
+    own: usize,
+    node: &'a Own,
+    place: Locked<front::Queue<Own, Buffer>>,
+    told: &'a Told,
+    stop: &'a AtomicBool,
+}
+
+impl Worker<'_> {
+    /// Runs so many I/Os in the part of that thread's; each ends once.
+    fn run(&mut self, operation: Operation, part: usize, fill: impl Fn(Range<usize>, &PageBuf<Domain>)) {
+        let (mut next, mut ends) = (0, [0_u8; IOS]);
+        let range = |io: usize| (part * IOS + io) * STEP * SECTOR..(part * IOS + io + 1) * STEP * SECTOR;
+        let mut spare = Vec::new();
+        while ends.contains(&0) {
+            assert!(!self.stop.load(SeqCst), "thread {} is at {next} of {IOS}: {ends:?}", self.own);
+            let mut done = Vec::new();
+            let look = self.told[self.own].swap(false, SeqCst);
+            self.place.with(|queue| {
+                let queue = queue.as_mut().expect("a connected queue");
+                while next < IOS {
+                    let new = || PageBuf::new(&self.node.platform, STEP * SECTOR).unwrap();
+                    let buffer = spare.pop().unwrap_or_else(new);
+                    if operation == Operation::Write {
+                        fill(range(next), &buffer);
+                    }
+                    let sector = (range(next).start / SECTOR) as u64;
+                    match queue.submit(operation, sector, (next, buffer)) {
+                        Ok(()) => next += 1,
+                        Err((SubmitError::Full, (_, buffer))) => {
+                            spare.push(buffer);
+                            break;
+                        }
+                        Err((error, _)) => panic!("{error}"),
+                    }
+                }
+                queue.push();
+                if look {
+                    queue.poll(|completion| done.push(completion)).unwrap();
+                }
+            });
+            if done.is_empty() {
+                thread::yield_now();
+            }
+            for Completion { buffer, result } in done {
+                let Returned::Whole((io, buffer)) = buffer else { panic!("a buffer is lost") };
+                assert_eq!(result, Ok(()), "I/O {io}");
+                ends[io] += 1;
+                if operation == Operation::Read {
+                    fill(range(io), &buffer);
+                }
+                spare.push(buffer);
+            }
+        }
+        assert_eq!(ends, [1; IOS], "each ends once");
+    }
+}
+
+/// Ends the other threads, by a panic, too.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+/// Four threads of each end: those of the front end have a queue each, those of the back end look at all.
+#[test]
+fn queues_of_a_disk_are_used_by_threads_of_their_own_at_both_ends() {
+    let machine = Machine::threaded();
+    let toolstack = machine.services(machine.dom0().id());
+    let nodes = [machine.boot(), machine.boot()];
+    machine.mark_usage();
+    let device = block::disk(nodes[0].id, nodes[1].id);
+    device.attach(&toolstack.store).unwrap();
+    let sectors = QUEUES * IOS * STEP;
+    let (data, disk) = (noise(9, sectors * SECTOR), Memory::new(vec![0; sectors * SECTOR]));
+    let fronts: [Locked<front::Queue<Own, Buffer>>; QUEUES] = Default::default();
+    let backs: [Locked<back::Queue<Own, Memory>>; QUEUES] = Default::default();
+    let config = front::Config { max_queues: QUEUES as u16, ..front::Config::DEFAULT };
+    let mut front = front::Front::with_places(&nodes[0], &device.front_path(), config, fronts.to_vec()).unwrap();
+    let store = back::Store::handle(&disk);
+    let serves = back::Config::default();
+    let mut back = back::Back::with_places(&nodes[1], &device.back_path(), store, serves, backs.to_vec()).unwrap();
+    let [front_told, back_told]: [Told; 2] = Default::default();
+    let (go, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+    let [written, over]: [AtomicUsize; 2] = Default::default();
+    let until = Instant::now() + Duration::from_secs(60);
+    thread::scope(|scope| {
+        let mut workers = Vec::new();
+        for (own, place) in fronts.iter().enumerate() {
+            let (node, place, told) = (&nodes[0], place.clone(), &front_told);
+            let (go, written, over, stop, data) = (&go, &written, &over, &stop, &data);
+            workers.push(scope.spawn(move || {
+                let wait = |until: &dyn Fn() -> bool| {
+                    while !until() {
+                        assert!(!stop.load(SeqCst), "others have failed");
+                        thread::yield_now();
+                    }
+                };
+                wait(&|| go.load(SeqCst));
+                let mut worker = Worker { own, node, place, told, stop };
+                worker.run(Operation::Write, own, |range, buffer| buffer.shared().write(0, &data[range]));
+                written.fetch_add(1, SeqCst);
+                wait(&|| written.load(SeqCst) == QUEUES);
+                worker.run(Operation::Read, (own + 1) % QUEUES, |range, buffer| {
+                    let mut bytes = vec![0; buffer.len()];
+                    buffer.shared().read(0, &mut bytes);
+                    assert!(bytes == data[range], "it reads other than was written");
+                });
+                over.fetch_add(1, SeqCst);
+            }));
+            let (mut backs, told) = (backs.clone(), &back_told);
+            scope.spawn(move || {
+                let mut turn = own;
+                while !stop.load(SeqCst) {
+                    turn = (turn + 1) % QUEUES;
+                    let look = told[turn].swap(false, SeqCst);
+                    let more = backs[turn].with(|queue| {
+                        let Some(queue) = queue.as_mut().filter(|queue| look || queue.busy() > 0) else { return false };
+                        queue.poll().unwrap()
+                    });
+                    told[turn].fetch_or(more, SeqCst);
+                    thread::yield_now();
+                }
+            });
+        }
+        let _stop = Stop(&stop);
+        // This thread takes the events of both domains, and leads the life of both ends.
+        let (mut ports, mut asked, mut closed, mut removed) = ([[None; QUEUES]; 2], false, false, false);
+        while !(closed && removed) {
+            let ended = workers.iter().filter(|worker| worker.is_finished()).count();
+            assert!(ended <= over.load(SeqCst), "a thread has failed");
+            assert!(Instant::now() < until, "{:?} {:?} {over:?}", front.device().state(), back.device().state());
+            for ((node, told), ports) in nodes.iter().zip([&front_told, &back_told]).zip(&ports) {
+                let mut take = |event: Event| {
+                    if event.port == node.store.port() {
+                        node.store.process();
+                    }
+                    let queues = (0..QUEUES).filter(|queue| ports[*queue] == Some(event.port));
+                    queues.for_each(|queue| told[queue].store(true, SeqCst));
+                };
+                node.events.dispatch(0, &mut take);
+                node.events.dispatch_delayed(&mut take);
+            }
+            if front.device().changed() {
+                match front.step(|_| panic!("an I/O is lost")).unwrap() {
+                    front::Change::Connected(_) => {
+                        assert_eq!(front.queues(), QUEUES);
+                        ports[0] = fronts.clone().map(|mut place| place.with(|queue| Some(queue.as_ref()?.port())));
+                        go.store(true, SeqCst);
+                    }
+                    front::Change::CloseWanted => front.close().unwrap(),
+                    front::Change::Closed => closed = true,
+                    _ => {}
+                }
+            }
+            if !removed && (back.device().changed() || back.closing()) {
+                match back.step().unwrap() {
+                    back::Change::Connected => {
+                        ports[1] = backs.clone().map(|mut place| place.with(|queue| Some(queue.as_ref()?.port())));
+                        back_told.iter().for_each(|told| told.store(true, SeqCst));
+                    }
+                    back::Change::Removed => removed = true,
+                    _ => {}
+                }
+            }
+            if over.load(SeqCst) == QUEUES && !std::mem::replace(&mut asked, true) {
+                let served = (0..QUEUES).map(|queue| back.counters_of(queue).map(|counters| counters.requests));
+                assert_eq!(served.collect::<Vec<_>>(), [Some(2 * IOS as u64); QUEUES]);
+                device.ask_detach(&toolstack.store).unwrap();
+            }
+            thread::yield_now();
+        }
+    });
+    assert!(disk.bytes() == data, "the disk has other than was written");
+    drop((front, back));
+    device.clean_up(&toolstack.store).unwrap();
     machine.check_quiet();
 }

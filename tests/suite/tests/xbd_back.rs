@@ -14,7 +14,7 @@ use mock::Node;
 use xbd::SECTOR;
 use xbd::back::{Back, BackError, Change, Config, Counters, Queue};
 use xbd::features::Discard;
-use xbd::protocol::{Layout, Operation, Status, X86_32, X86_64};
+use xbd::protocol::{Layout, Operation, Request, Status, X86_32, X86_64};
 use xenbus::Place;
 use xenbus::device::State;
 use xenbus::ring::RingError;
@@ -243,6 +243,59 @@ fn num_ring_pages_is_believed_where_there_is_no_order() {
     }
     drop(back);
     bed.check_quiet();
+}
+
+#[test]
+fn single_page_of_a_ring_may_be_numbered() {
+    for queues in [1, 2] {
+        let bed = Bed::new(1);
+        let mut back = BackOwner::new(&bed, disk());
+        back.follow(&bed);
+        let mut front = RawFront::<X86_64>::prepare(&bed, Asks { queues, ..Asks::default() });
+        for (index, queue) in front.queues.iter().enumerate() {
+            let folder = if queues > 1 { format!("queue-{index}/") } else { String::new() };
+            let gref = queue.ring.backing().refs()[0].0;
+            bed.front.store.rm(Tx::NONE, &format!("{}/{folder}ring-ref", bed.device.front_path())).unwrap();
+            bed.front_says(&format!("{folder}ring-ref0"), gref).unwrap();
+        }
+        bed.front_says("state", State::Initialised.number()).unwrap();
+        back.follow(&bed);
+        assert_eq!((back.connections, &back.errors), (1, &Vec::new()));
+        let pages = Granted::many(&bed, 1);
+        for queue in &mut front.queues {
+            queue.send(&[X86_64::emit(&direct(Operation::Read, 1, 0, &pages))]);
+            back.follow(&bed);
+            assert_eq!(queue.responses().len(), 1);
+        }
+        bed.front_says("state", State::Closed.number()).unwrap();
+        back.follow(&bed);
+        drop((back, front, pages));
+        bed.check_quiet();
+    }
+}
+
+/// An answer stands where a request was; of its padding, nothing is what was there, nor anything of ours.
+fn padding_of_answers<L: Layout>(size: usize) {
+    let mut rig = Rig::<L>::new(&forgetful(), config(), Asks::default());
+    let id = u64::MAX;
+    for (slot, request) in [flush(id), discard(Operation::Discard, 8, 8)].into_iter().enumerate() {
+        let request = Request { id, ..request };
+        assert_eq!(rig.one(&request), Status::Okay);
+        let mut bytes = [0xff; 16];
+        let page = rig.front.queues[0].ring.backing().shared();
+        page.read(64 + slot * size_of::<L::Request>(), &mut bytes[..size]);
+        // After id and operation, padding; after the status, in one of the layouts, too.
+        assert_eq!(bytes[..8], [0xff; 8]);
+        assert_eq!((bytes[8], bytes[9]), (request.operation.wire().0, 0));
+        assert!(bytes[10..size].iter().all(|byte| *byte == 0), "{bytes:?}");
+    }
+    rig.end(Vec::new());
+}
+
+#[test]
+fn padding_of_an_answer_is_zero() {
+    padding_of_answers::<X86_64>(16);
+    padding_of_answers::<X86_32>(12);
 }
 
 #[test]

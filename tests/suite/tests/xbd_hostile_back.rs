@@ -558,8 +558,8 @@ fn back_end_that_is_back_before_it_was_seen_to_go_ends_the_device() {
 /// The peer flips its state and its nodes by lot, answers or not, keeps pages or not; whatever happens, each I/O ends once and
 /// nothing is left.
 #[test]
-fn ten_thousand_flips_of_the_back_end_end_each_request_once_and_leave_nothing() {
-    flip(if cfg!(miri) { 20 } else { 10_000 }, Config::DEFAULT);
+fn hundred_thousand_flips_of_the_back_end_end_each_request_once_and_leave_nothing() {
+    flip(if cfg!(miri) { 20 } else { 100_000 }, Config { max_grants: 20, ..Config::DEFAULT });
 }
 
 #[test]

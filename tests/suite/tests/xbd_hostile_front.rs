@@ -590,11 +590,13 @@ fn place_whose_pages_can_not_be_unmapped_is_lost_alone() {
 /// The front end flips its state and its nodes by lot, and sends good and bad requests; whatever happens, each request that is
 /// answered was asked, and nothing is left. In the end an honest one finds a back end that works.
 #[test]
-fn ten_thousand_flips_of_the_front_end_leave_a_back_end_that_works() {
-    let flips = if cfg!(miri) { 20 } else { 10_000 };
+fn thirty_thousand_flips_of_the_front_end_leave_a_back_end_that_works() {
+    // 100,000 take a minute, and pass, too.
+    let flips = if cfg!(miri) { 20 } else { 30_000 };
     let bed = Bed::new(17);
     let disk = Slow::new(SECTORS as usize);
-    let mut back = BackOwner::new(&bed, disk.clone());
+    let small = Config { pages: 32, max_indirect_segments: 16, copy_pages: 8, ..Config::default() };
+    let mut back = BackOwner::with(&bed, disk.clone(), small).unwrap();
     let mut lots = Lots(17);
     let mut raw: Option<RawFront> = None;
     let page = Granted::new(&bed);

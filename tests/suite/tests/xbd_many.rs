@@ -8,8 +8,9 @@ use std::thread;
 
 use common::raw_front::{Asks, Granted};
 use common::rig::{Rig, direct, flush, grefs, indirect, table};
-use common::{DEPTH, Slow};
+use common::{DEPTH, Lots, Slow};
 use hypercall::GrantRef;
+use hypercall::mem::PAGE_SIZE;
 use mock::Kind;
 use xbd::back::Config;
 use xbd::protocol::{Data, Layout, Operation, Request, Segment, Segments, Status, X86_64};
@@ -22,6 +23,55 @@ fn rig(disk: &Slow, persistent: bool) -> Rig<X86_64> {
 }
 
 const MS: u64 = 1_000_000;
+
+/// Of 32 pages, which are one call of the hypervisor, any may be such as can't be mapped: the requests that they are of
+/// fail, and no other, and what is mapped of them is unmapped.
+#[test]
+fn random_subset_of_a_full_batch_that_can_not_be_mapped_fails_its_requests_and_no_other() {
+    const BATCH: usize = 32;
+    let (mut lots, rounds) = (Lots(32), if cfg!(miri) { 2 } else { 200 });
+    for (persistent, size) in [(false, 1), (false, 4), (true, 1), (true, 4), (false, 8)] {
+        let disk = Slow::new(SECTORS);
+        let mut rig = rig(&disk, persistent);
+        let pages = Granted::many(&rig.bed, BATCH);
+        let good = grefs(&pages);
+        let mut failed = 0;
+        for round in 0..rounds {
+            // Few, many, or none at all.
+            let share = [2, 8, 32, 1000][lots.below(4) as usize];
+            let bad: Vec<bool> = (0..BATCH).map(|_| lots.below(share) == 0).collect();
+            let wrong = GrantRef([100_000, u32::MAX][round % 2]);
+            pages.iter().for_each(|page| page.fill(0xee));
+            let request = |id: usize| {
+                let mut segments = Segments::EMPTY;
+                for at in id * size..(id + 1) * size {
+                    assert!(segments.push(Segment::new(if bad[at] { wrong } else { good[at] }, 0, 7).unwrap()));
+                }
+                let sector = (id * size * 8) as u64;
+                Request { id: id as u64, operation: Operation::Read, sector, data: Data::Direct(segments) }
+            };
+            let before = rig.ledger();
+            let mut answers = rig.send(&(0..BATCH / size).map(request).collect::<Vec<_>>());
+            let calls = rig.grant_calls(&before);
+            assert!(calls.0 <= 1 && calls.1 <= 1, "{calls:?}");
+            answers.sort_by_key(|answer| answer.id);
+            assert_eq!(answers.len(), BATCH / size);
+            for (id, answer) in answers.iter().enumerate() {
+                let fails = bad[id * size..(id + 1) * size].contains(&true);
+                failed += u64::from(fails);
+                assert_eq!((answer.id, answer.status == Status::Okay), (id as u64, !fails), "{bad:?}");
+                for (at, page) in pages.iter().enumerate().skip(id * size).take(size) {
+                    let there = &disk.0.borrow().bytes[at * PAGE_SIZE..][..PAGE_SIZE];
+                    assert!(page.bytes() == if fails { &[0xee; PAGE_SIZE] } else { there }, "page {at}: {bad:?}");
+                }
+            }
+            let kept = rig.mapped() - 1;
+            assert!(kept <= if persistent { BATCH } else { 0 }, "{kept} pages are mapped: {bad:?}");
+        }
+        assert_eq!((rig.counters().unmappable, rig.counters().lost), (failed, 0));
+        rig.end(pages);
+    }
+}
 
 /// Signals without work are looked at less and less often, down to once a second and a second time behind it, at no hypercall but those
 /// that ask for the next. A request that comes among them waits that second at most; with it all is as before.

@@ -16,17 +16,6 @@ use xenbus::store::{Store, Tx};
 
 const SECTORS: usize = 1024;
 
-/// The domain of the front end is saved and restored, and has the disk there, too. Whoever has served it before is not served any
-/// longer, and has not gone yet.
-fn restore(bed: &mut Bed) {
-    let old = bed.device.clone();
-    bed.device.front = bed.machine.restore_next(bed.front.id);
-    bed.device.attach(&bed.toolstack.store).unwrap();
-    assert_eq!(suspend(&bed.front), Ok(Suspended::Restored));
-    bed.front.id = bed.device.front;
-    old.remove(&bed.toolstack.store).unwrap();
-}
-
 fn resume(front: &mut FrontOwner) -> Change {
     let done = &mut front.done;
     let change = front.front.resume(|completion| done.push(completion.into())).unwrap();
@@ -76,7 +65,7 @@ fn what_was_in_flight_is_done_by_the_next_back_end_in_its_order_and_completes_on
         old.poll();
         bed.settle();
 
-        restore(&mut bed);
+        bed.restore();
         assert_eq!(resume(&mut front), Change::Reconnecting);
         let answered: Vec<u64> = front.done.iter().map(|done| done.number).collect();
         assert_eq!(answered, [0, 1], "what was answered is not sent again");
@@ -117,7 +106,7 @@ fn data_of_requests_that_are_sent_again_is_that_of_before() {
         }
         front.submit_buffer(Operation::Write, 16, Some(buffer)).unwrap();
         old.follow(&bed);
-        restore(&mut bed);
+        bed.restore();
         resume(&mut front);
         // It ends, and what it has done is undone: it counts for nothing.
         disk.hold(false);
@@ -147,7 +136,7 @@ fn last_answers_of_the_back_end_are_believed_and_the_rest_is_sent_again() {
     // One is mapped when the domain is saved, and stays so.
     assert!(raw.map(&bed, 0, &requests[2]));
     raw.respond(&[answer(&requests[1], BLKIF_RSP_OKAY), answer(&requests[3], BLKIF_RSP_ERROR)]);
-    restore(&mut bed);
+    bed.restore();
     assert_eq!(resume(&mut front), Change::Reconnecting);
     let done = |number, result| Done { number, result, whole: true };
     assert_eq!(front.done, [done(1, Ok(())), done(3, Err(IoError::Failed))]);
@@ -227,7 +216,7 @@ fn disk_that_was_never_connected_begins_anew() {
             front.follow(&bed);
             assert_eq!(bed.front_state().as_deref(), Some("3"));
         }
-        restore(&mut bed);
+        bed.restore();
         assert_eq!(resume(&mut front), Change::Reconnecting);
         assert_eq!(bed.front_state().as_deref(), Some("1"));
         let back = RawBack::connect(&bed, &mut front);
@@ -245,7 +234,7 @@ fn disk_that_is_being_closed_is_closed_by_a_suspend() {
     front.front.close().unwrap();
     front.step();
     assert!(!front.closed);
-    restore(&mut bed);
+    bed.restore();
     assert_eq!(resume(&mut front), Change::Closed);
     assert_eq!(front.done, [Done { number: 0, result: Err(IoError::Lost), whole: true }]);
     assert_eq!(bed.front_state().as_deref(), Some("6"));

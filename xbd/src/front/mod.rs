@@ -20,7 +20,8 @@
 //! suspend, as its owner says by [`Front::resume`]: the back end is another then, and the old one can't hold on to anything.
 //!
 //! And with it, a back end that is Closing while the toolstack keeps its device (`online` is 1) is seen off: we close by ourselves once
-//! what is in flight is answered, and begin anew as soon as it is Closed.
+//! what is in flight is answered, and begin anew as soon as it is Closed. If the toolstack doesn't keep it, it wants us to close, as in the
+//! third row, while we are Initialised, too.
 //!
 //! | file | what |
 //! |---|---|
@@ -246,7 +247,11 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
             (State::Closing, State::Closing) if self.seeing_off => self.see_off(),
             (State::Closed, State::Closing) if self.seeing_off => Ok(Change::None),
             (State::Closing | State::Closed, _) if self.seeing_off => self.recover(lost),
-            (State::Connected, State::Closing) => Ok(Change::CloseWanted),
+            (State::Initialising | State::Initialised, State::Closing) if !self.config.reconnect => {
+                self.close()?;
+                self.finish(lost)
+            }
+            (State::Initialised | State::Connected, State::Closing) => Ok(Change::CloseWanted),
             (State::Initialised | State::Connected, State::Closed | State::Unknown) if self.may_recover() => {
                 self.recover(lost)
             }
@@ -262,10 +267,6 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
             // It was never connected. It has closed and is ready for the next, so fast that it was not seen, or has not seen us at all:
             // it has no ring of ours either way, or is about to let go of it.
             (State::Closed, State::Initialising | State::InitWait) if self.used > 0 => self.end(lost),
-            (State::Initialising | State::Initialised, State::Closing) if !self.config.reconnect => {
-                self.close()?;
-                self.finish(lost)
-            }
             (State::Closing, _) => self.finish(lost),
             _ => Ok(Change::None),
         }

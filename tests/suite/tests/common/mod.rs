@@ -1,30 +1,31 @@
 //! What the tests of the disk share: a bed that is stepped by hand, owners of our two ends, and ends that do whatever a test wants.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod neighbour;
 pub(crate) mod raw_front;
 pub(crate) mod rig;
+mod slow;
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, VecDeque};
-use std::ptr::NonNull;
-use std::rc::Rc;
+use std::collections::BTreeSet;
 
 use hypercall::event::{Channel, Event};
 use hypercall::grant::{Access, MapRequest, Window};
-use hypercall::mem::{PAGE_SIZE, PageBuf, Shared};
+use hypercall::mem::{PAGE_SIZE, PageBuf};
 use hypercall::{DomId, GrantRef, Port};
-use mock::{Config, Domain, Machine, Node};
+use mock::{Config, Domain, Machine, Node, Suspended, suspend};
 use suite::block;
 use suite::toolstack::NewDevice;
-use xbd::back::{self, Back, Parts, Started, Store as Disk, StoreFault, Token, Work};
-use xbd::features::Discard;
+use xbd::MAX_SEGMENTS;
+use xbd::back::{self, Back, Store as Disk};
 use xbd::front::{self, Completion, Front, IoError, Returned};
 use xbd::protocol::Operation;
-use xbd::{MAX_SEGMENTS, SECTOR};
 use xen_sys::io::blkif::{BlkifOp, BlkifRequest, BlkifResponse};
 use xenbus::device::State;
 use xenbus::ring::{Field, MappedPages, RingMemory, RingPages};
 use xenbus::store::{Store, StoreError, Tx};
+
+pub(crate) use slow::Slow;
 
 /// What goes through a queue: a number to know it by, and the data.
 pub(crate) type Io = (u64, Option<PageBuf<Domain>>);
@@ -125,6 +126,17 @@ impl Bed {
         self.machine.check_quiet();
     }
 
+    /// The domain of the front end is saved and restored, and has the disk there, too. Whoever has served it before is not served any
+    /// longer, and has not gone yet.
+    pub(crate) fn restore(&mut self) {
+        let old = self.device.clone();
+        self.device.front = self.machine.restore_next(self.front.id);
+        self.device.attach(&self.toolstack.store).unwrap();
+        assert_eq!(suspend(&self.front), Ok(Suspended::Restored));
+        self.front.id = self.device.front;
+        old.remove(&self.toolstack.store).unwrap();
+    }
+
     /// Removes the back end's directory, as a toolstack does that has lost its patience.
     pub(crate) fn remove_back(&self) {
         let path = format!("/local/domain/{}/{}", self.back.id.0, self.device.back_path());
@@ -194,17 +206,28 @@ impl FrontOwner {
         sector: u64,
         buffer: Option<PageBuf<Domain>>,
     ) -> Option<u64> {
+        self.submit_on(0, operation, sector, buffer)
+    }
+
+    /// The same, by a queue of the caller's choice.
+    pub(crate) fn submit_on(
+        &mut self,
+        queue: usize,
+        operation: Operation,
+        sector: u64,
+        buffer: Option<PageBuf<Domain>>,
+    ) -> Option<u64> {
         let number = self.next;
-        let queue = self.front.queue(0)?;
+        let queue = self.front.queue(queue)?;
         queue.submit(operation, sector, (number, buffer)).ok()?;
         queue.push();
         self.next += 1;
         Some(number)
     }
 
-    /// Takes what the queue's event tells.
+    /// Takes what the queues' events tell.
     pub(crate) fn poll(&mut self) {
-        self.poll_queue(0);
+        (0..self.front.queues()).for_each(|index| self.poll_queue(index));
     }
 
     fn poll_queue(&mut self, index: usize) {
@@ -220,7 +243,20 @@ impl FrontOwner {
 
     pub(crate) fn step(&mut self) {
         let done = &mut self.done;
-        match self.front.step(|completion| done.push(completion.into())) {
+        let change = self.front.step(|completion| done.push(completion.into()));
+        self.heed(change);
+    }
+
+    /// Begins anew, in a domain that has come back from a suspend.
+    pub(crate) fn resume(&mut self) {
+        let done = &mut self.done;
+        let change = self.front.resume(|completion| done.push(completion.into()));
+        self.connected = false;
+        self.heed(change);
+    }
+
+    fn heed(&mut self, change: Result<front::Change, front::FrontError>) {
+        match change {
             Ok(front::Change::Connected(_)) => self.connected = true,
             Ok(front::Change::CloseWanted) => self.close_wanted = true,
             Ok(front::Change::Closed) => self.closed = true,
@@ -346,157 +382,6 @@ pub(crate) fn follow_both<S: Disk>(bed: &Bed, front: &mut FrontOwner, back: &mut
 fn until_quiet(turn: impl FnMut() -> bool) {
     let turns = std::iter::repeat_with(turn).take(10_000).take_while(|more| *more).count();
     assert!(turns < 10_000, "it asks for another turn for ever");
-}
-
-/// What a [`Shelf`] has been asked for and not done.
-struct Job {
-    token: Token,
-    operation: Operation,
-    sector: u64,
-    parts: Vec<(NonNull<u8>, usize)>,
-}
-
-/// The inside of a [`Slow`] disk.
-pub(crate) struct Shelf {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) read_only: bool,
-    /// Nothing is finished, but kept until this is taken back.
-    pub(crate) hold: bool,
-    /// But so many may be finished nevertheless.
-    pub(crate) allowed: usize,
-    /// Everything fails.
-    pub(crate) fail: bool,
-    /// What comes last is finished first.
-    pub(crate) lifo: bool,
-    pub(crate) cache: bool,
-    pub(crate) sector_size: u32,
-    pub(crate) discard: Option<Discard>,
-    pub(crate) started: u64,
-    /// What was started, and with "ends" what was finished, with its sector.
-    pub(crate) log: Vec<(&'static str, u64)>,
-    jobs: VecDeque<Job>,
-}
-
-impl Shelf {
-    pub(crate) fn jobs(&self) -> usize {
-        self.jobs.len()
-    }
-
-    fn forget(&mut self, sector: u64, sectors: u64, secure: bool) -> Started {
-        self.started += 1;
-        self.log.push((if secure { "secure" } else { "discard" }, sector));
-        if self.discard.is_none_or(|discard| secure && !discard.secure) {
-            return Started::Done(Err(StoreFault::NotSupported));
-        }
-        self.bytes[sector as usize * SECTOR..][..sectors as usize * SECTOR].fill(0);
-        Started::Done(Ok(()))
-    }
-
-    fn work(&mut self, operation: Operation, sector: u64, parts: &[(NonNull<u8>, usize)]) -> Result<(), StoreFault> {
-        if self.fail {
-            return Err(StoreFault::Failed);
-        }
-        let mut at = sector as usize * SECTOR;
-        for (va, len) in parts {
-            // SAFETY: the back end keeps the parts mapped until the token is named; the front end sees them through atomics.
-            let part = unsafe { Shared::new(*va, *len) };
-            match operation {
-                Operation::Read => part.write(0, &self.bytes[at..at + len]),
-                Operation::Write => part.read(0, &mut self.bytes[at..at + len]),
-                _ => {}
-            }
-            at += len;
-        }
-        Ok(())
-    }
-}
-
-/// A disk in memory that works when it is told to.
-#[derive(Clone)]
-pub(crate) struct Slow(pub(crate) Rc<RefCell<Shelf>>);
-
-impl Slow {
-    pub(crate) fn new(sectors: usize) -> Self {
-        let bytes = (0..sectors * SECTOR).map(|at| (at / SECTOR * 7 + at) as u8).collect();
-        Self(Rc::new(RefCell::new(Shelf {
-            bytes,
-            read_only: false,
-            hold: false,
-            allowed: 0,
-            fail: false,
-            lifo: false,
-            cache: true,
-            sector_size: SECTOR as u32,
-            discard: None,
-            started: 0,
-            log: Vec::new(),
-            jobs: VecDeque::new(),
-        })))
-    }
-
-    pub(crate) fn hold(&self, hold: bool) {
-        self.0.borrow_mut().hold = hold;
-    }
-}
-
-impl Disk for Slow {
-    fn handle(&self) -> Self {
-        self.clone()
-    }
-
-    fn sectors(&self) -> u64 {
-        (self.0.borrow().bytes.len() / SECTOR) as u64
-    }
-
-    fn sector_size(&self) -> u32 {
-        self.0.borrow().sector_size
-    }
-
-    fn read_only(&self) -> bool {
-        self.0.borrow().read_only
-    }
-
-    fn has_cache(&self) -> bool {
-        self.0.borrow().cache
-    }
-
-    fn discard(&self) -> Option<Discard> {
-        self.0.borrow().discard
-    }
-
-    fn start(&mut self, token: Token, work: Work<'_>) -> Started {
-        let (operation, sector, parts) = match work {
-            Work::Read { sector, parts } => (Operation::Read, sector, parts),
-            Work::Write { sector, parts } => (Operation::Write, sector, parts),
-            Work::Flush => (Operation::Flush, 0, Parts::new(&[])),
-            Work::Discard { sector, sectors, secure } => return self.0.borrow_mut().forget(sector, sectors, secure),
-        };
-        let parts: Vec<_> = parts.iter().map(|part| (part.as_ptr(), part.len())).collect();
-        let mut shelf = self.0.borrow_mut();
-        shelf.started += 1;
-        let name = match operation {
-            Operation::Read => "read",
-            Operation::Write => "write",
-            _ => "flush",
-        };
-        shelf.log.push((name, sector));
-        if !shelf.hold {
-            return Started::Done(shelf.work(operation, sector, &parts));
-        }
-        shelf.jobs.push_back(Job { token, operation, sector, parts });
-        Started::Pending
-    }
-
-    fn completed(&mut self) -> Option<(Token, Result<(), StoreFault>)> {
-        let mut shelf = self.0.borrow_mut();
-        if shelf.hold {
-            shelf.allowed = shelf.allowed.checked_sub(1)?;
-        }
-        let job = if shelf.lifo { shelf.jobs.pop_back()? } else { shelf.jobs.pop_front()? };
-        shelf.log.push(("ends", job.sector));
-        let result = shelf.work(job.operation, job.sector, &job.parts);
-        Some((job.token, result))
-    }
 }
 
 type BackPages = RingPages<MappedPages<Domain>, BlkifRequest, BlkifResponse>;

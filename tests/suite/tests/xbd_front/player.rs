@@ -13,7 +13,7 @@ use xen_sys::io::blkif::x86_64::BlkifRequestIndirect;
 use xen_sys::io::blkif::{BLKIF_RSP_OKAY, BlkifOp, BlkifRequest, BlkifRequestSegment, BlkifResponse};
 use xen_sys::reinterpret;
 use xenbus::device::State;
-use xenbus::ring::{Field, MappedPages, RingMemory, RingPages};
+use xenbus::ring::{Backing, Field, MappedPages, RingMemory, RingPages};
 use xenbus::store::{Store, Tx};
 
 use crate::common::{Bed, FrontOwner};
@@ -92,6 +92,13 @@ impl Player {
         front.follow(bed);
         assert!(front.connected, "{:?}", front.errors);
         players
+    }
+
+    /// Returns the first page of the ring as it is.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; PAGE_SIZE];
+        self.ring.backing().view().read(0, &mut bytes);
+        bytes
     }
 
     /// Takes the requests that are there.

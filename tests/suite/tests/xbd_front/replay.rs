@@ -181,6 +181,37 @@ fn back_end_whose_device_is_taken_away_is_not_waited_for() {
     ends(bed, front, players);
 }
 
+/// The same before it is connected, for the first time or again: a disk that waits for its next back end is told, too.
+#[test]
+fn device_that_is_taken_away_while_it_connects_is_told_to_its_owner() {
+    for again in [false, true] {
+        let bed = Bed::new(1);
+        let mut back = BackOwner::new(&bed, Slow::new(1024));
+        let mut front = FrontOwner::with(&bed, AGAIN).unwrap();
+        if again {
+            follow_both(&bed, &mut front, &mut back);
+            front.submit(&bed, Operation::Write, 0, 1).unwrap();
+            bed.back_says("state", State::Closing.number()).unwrap();
+        }
+        while bed.front_state().as_deref() != Some("3") {
+            back.turn(&bed);
+            front.turn(&bed);
+        }
+        assert!(!front.close_wanted);
+        bed.device.ask_detach(&bed.toolstack.store).unwrap();
+        follow_both(&bed, &mut front, &mut back);
+        assert!(front.close_wanted && !back.removed);
+        front.front.close().unwrap();
+        front.step();
+        follow_both(&bed, &mut front, &mut back);
+        assert!(front.closed && back.removed);
+        front.check_each_once();
+        assert_eq!((&front.errors, &back.errors), (&Vec::new(), &Vec::new()));
+        drop(front);
+        bed.check_quiet();
+    }
+}
+
 /// Both ends are ours: the administrator lets the back end go by its state alone, as where its driver is taken away and put back.
 #[test]
 fn our_own_back_end_goes_and_is_back_while_the_disk_is_in_use() {

@@ -6,7 +6,9 @@ use hypercall::mem::{PAGE_SIZE, PageBuf};
 use xbd::front::{Change, Config, Front, IoError, Queue, SubmitError};
 use xbd::protocol::Operation;
 use xen_sys::io::blkif::x86_64::{BlkifRequestDiscard, BlkifRequestIndirect};
-use xen_sys::io::blkif::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, BlkifOp};
+use xen_sys::io::blkif::{
+    BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, BlkifOp, BlkifRequest, BlkifRequestSegment,
+};
 use xen_sys::reinterpret;
 use xenbus::Place;
 use xenbus::device::State;
@@ -153,6 +155,32 @@ fn ring_is_no_larger_than_the_owner_wants_or_the_back_end_takes() {
     }
 }
 
+/// io/blkif.h has two styles of telling it, and a back end may know but one.
+#[test]
+fn size_of_the_largest_ring_is_found_in_either_style() {
+    let config = Config { max_ring_pages: 16, ..PLAIN };
+    for (node, value, slots) in [
+        ("max-ring-pages", "4", 128),
+        ("max-ring-pages", "1", 32),
+        ("max-ring-pages", "64", 512),
+        ("max-ring-page-order", "2", 128),
+        ("max-ring-page-order", "9", 512),
+        ("info", "0", 32),
+    ] {
+        let (bed, mut front, mut players) = connected(5, config, &[(node, value)]);
+        assert_eq!((players[0].slots, front.front.queues()), (slots, 1), "{node} {value}");
+        for sector in 0..u64::from(slots) {
+            submit(&mut front, Operation::Write, sector, Some(buffer(&bed, 512, sector as u8))).unwrap();
+        }
+        let requests = players[0].requests(&bed);
+        assert_eq!(requests.len(), slots as usize);
+        assert_eq!(players[0].data(&bed, &requests[31]), bytes(512, 31));
+        players[0].all_well(&requests);
+        front.follow(&bed);
+        ends(bed, front, players);
+    }
+}
+
 #[test]
 fn queues_have_nothing_in_common() {
     let config = Config { max_queues: 4, max_ring_pages: 2, ..PLAIN };
@@ -233,6 +261,67 @@ fn flush_barrier_and_discard_look_like_that() {
     assert!(front.done.iter().all(|done| done.result == Ok(())));
     let counters = front.front.counters();
     assert_eq!((counters.requests, counters.flushes, counters.discards, counters.segments), (6, 1, 2, 13));
+    ends(bed, front, players);
+}
+
+/// Neither padding, nor a segment that is not in use, nor what is behind the last on a page of segments tells anything of
+/// ours.
+#[test]
+fn every_byte_of_a_ring_is_what_a_request_says_or_zero() {
+    let nodes = [&ABLE[..], &[("feature-max-indirect-segments", "256")]].concat();
+    let (bed, mut front, mut players) = connected(8, PLAIN, &nodes);
+    for (operation, pages) in
+        [(Operation::Read, 1), (Operation::Write, 3), (Operation::Write, 20), (Operation::Read, 11)]
+    {
+        submit(&mut front, operation, 99, Some(buffer(&bed, pages * PAGE_SIZE, 1))).unwrap();
+    }
+    submit(&mut front, Operation::Flush, 99, None).unwrap();
+    discard(&mut front, 99, 5, true).unwrap();
+    let requests = players[0].requests(&bed);
+    let mut expected = vec![0; PAGE_SIZE];
+    for (slot, seen) in requests.iter().enumerate() {
+        let (id, sector_number) = (seen.id, seen.sector);
+        let said: BlkifRequest = if seen.indirect {
+            let raw: BlkifRequestIndirect = reinterpret(&seen.raw);
+            let (operation, indirect_op, nr_segments) = (BlkifOp::INDIRECT, seen.op, seen.segments.len() as u16);
+            let mut indirect_grefs = [Default::default(); 8];
+            indirect_grefs[0] = raw.indirect_grefs[0];
+            let page = players[0].page(&bed, indirect_grefs[0], Access::ReadOnly).unwrap();
+            assert!(page[seen.segments.len() * 8..].iter().all(|byte| *byte == 0));
+            let said = BlkifRequestIndirect {
+                operation,
+                indirect_op,
+                nr_segments,
+                id,
+                sector_number,
+                indirect_grefs,
+                ..Default::default()
+            };
+            reinterpret(&said)
+        } else if seen.op == BlkifOp::DISCARD {
+            let (operation, flag, nr_sectors) = (seen.op, 1, 5);
+            reinterpret(&BlkifRequestDiscard { operation, flag, id, sector_number, nr_sectors, ..Default::default() })
+        } else {
+            let (operation, nr_segments) = (seen.op, seen.segments.len() as u8);
+            let mut said = BlkifRequest { operation, nr_segments, id, sector_number, ..Default::default() };
+            said.seg[..seen.segments.len()].copy_from_slice(&seen.segments);
+            said
+        };
+        let head = u64::from(said.operation.0) | u64::from(said.nr_segments) << 8 | u64::from(said.handle) << 16;
+        let segment = |segment: &BlkifRequestSegment| {
+            let sectors =
+                u64::from(segment.first_sect) | u64::from(segment.last_sect) << 8 | u64::from(segment._pad) << 16;
+            u64::from(segment.gref.0) | sectors << 32
+        };
+        let words = [head | u64::from(said._pad0) << 32, said.id, said.sector_number].into_iter();
+        for (at, word) in words.chain(said.seg.iter().map(segment)).enumerate() {
+            expected[64 + slot * 112 + at * 8..][..8].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+    // Behind the indices, which are whatever they are.
+    assert!(players[0].bytes()[16..] == expected[16..], "{:?}", players[0].bytes());
+    players[0].all_well(&requests);
+    front.follow(&bed);
     ends(bed, front, players);
 }
 
