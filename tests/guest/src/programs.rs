@@ -3,6 +3,7 @@
 //! A new program is a function and a line in [`PROGRAMS`].
 
 mod bench;
+mod busy;
 mod conformance;
 mod crash;
 mod dom0;
@@ -45,7 +46,7 @@ pub static PROGRAMS: &[Program] = &[
         run: fast::run,
     },
     Program { name: "linux", about: "uses disks and the console that a Linux dom0 serves: [disks=N]", run: linux::run },
-    Program { name: "serve", about: "serves disks in memory to other domains: [mib=N]", run: serve::run },
+    Program { name: "serve", about: "serves disks in memory to other domains: [mib=N] [large=NAME]", run: serve::run },
     Program { name: "saved", about: "keeps disks busy while a Linux dom0 saves and restores it", run: saved::run },
     Program { name: "hostile", about: "breaks every rule of the protocol on a disk: [seed=N]", run: hostile::run },
     Program { name: "bench", about: "reads a disk: [passes=N] [persistent=yes]", run: bench::run },

@@ -26,6 +26,10 @@ pub struct Served<S> {
     pub store: S,
     /// What the queues have done, of the last connection.
     pub counters: back::Counters,
+    /// How many queues it had.
+    pub queues: usize,
+    /// Requests of the queue that had the fewest.
+    pub fewest: u64,
 }
 
 /// A back end with small tables: for scenarios that run hundreds of times, or under Miri, where each place in a table takes its time.
@@ -65,7 +69,7 @@ pub async fn serve_with<P: Platform, S: Store>(
     let mut devices = Enumerator::back(node.store(), "vbd").context("watch backend/vbd")?;
     let path = find_device(node, &mut devices, handle).await?;
     let mut back = Back::new(node.own(), &path, store, config).context("xbdback")?;
-    let mut counters = back::Counters::default();
+    let (mut counters, mut queues, mut fewest) = (back::Counters::default(), 0, 0);
     let mut sectors = back.store().sectors();
     loop {
         let seen = node.happened();
@@ -78,7 +82,9 @@ pub async fn serve_with<P: Platform, S: Store>(
         }
         back.tend(node.own().platform.now_ns());
         if let Some(now) = back.counters() {
-            counters = now;
+            (counters, queues) = (now, back.queues());
+            let each = (0..queues).filter_map(|queue| Some(back.counters_of(queue)?.requests));
+            fewest = each.min().unwrap_or(0);
         }
         if back.store().sectors() != sectors {
             sectors = back.store().sectors();
@@ -86,7 +92,7 @@ pub async fn serve_with<P: Platform, S: Store>(
         }
         if back.device().changed() || back.closing() {
             match back.step().context("xbdback step")? {
-                back::Change::Removed => return Ok(Served { store: back.into_store(), counters }),
+                back::Change::Removed => return Ok(Served { store: back.into_store(), counters, queues, fewest }),
                 back::Change::None | back::Change::Connected | back::Change::Disconnected => {}
             }
         }
@@ -440,13 +446,21 @@ impl<P: Platform> Client<P> {
     /// # Errors
     /// [`Failure`] if a read fails.
     pub async fn sha256(&mut self) -> Result<[u8; 32], Failure> {
+        self.sha256_of(0..self.disk.sectors).await
+    }
+
+    /// Returns the SHA-256 of some sectors.
+    ///
+    /// # Errors
+    /// [`Failure`] if a read fails.
+    pub async fn sha256_of(&mut self, range: core::ops::Range<u64>) -> Result<[u8; 32], Failure> {
         // Completions may come in any order: what is early waits for its turn.
         let mut hash = Sha256::new();
         let mut early = alloc::collections::BTreeMap::<u64, Vec<u8>>::new();
-        let (mut at, end) = (0, self.disk.sectors);
+        let (mut at, end) = (range.start, range.end);
         self.transfer(
             Operation::Read,
-            0..end,
+            range,
             |_, _| {},
             |sector, buffer| {
                 let mut bytes = vec![0; buffer.len()];
@@ -459,7 +473,7 @@ impl<P: Platform> Client<P> {
             },
         )
         .await?;
-        ensure(at == end, format_args!("hashed {at} of {end} sectors"))?;
+        ensure(at == end, format_args!("hashed up to {at}, not {end}"))?;
         Ok(hash.finalize().into())
     }
 
@@ -467,7 +481,16 @@ impl<P: Platform> Client<P> {
     ///
     /// # Errors
     /// [`Failure`] if the store refuses.
-    pub async fn close(mut self) -> Result<(), Failure> {
+    pub async fn close(self) -> Result<(), Failure> {
+        self.close_with(drop).await
+    }
+
+    /// The same; `ended` gets what was in flight.
+    ///
+    /// # Errors
+    /// [`Failure`] if the store refuses.
+    pub async fn close_with(mut self, mut ended: impl FnMut(Completion<Io<P>>)) -> Result<(), Failure> {
+        self.returned.drain(..).for_each(&mut ended);
         self.front.close().context("xbd close")?;
         loop {
             let seen = self.node.happened();
@@ -476,12 +499,12 @@ impl<P: Platform> Client<P> {
                     && let Some(queue) = self.front.queue(index)
                 {
                     // What is in flight ends first. A back end that breaks the protocol meanwhile is not waited for.
-                    let _ = queue.poll(drop);
+                    let _ = queue.poll(&mut ended);
                 }
             }
             // Asked even if the other end has not moved: closing goes on by itself.
             self.front.device().changed();
-            if self.front.step(drop).context("xbd step")? == front::Change::Closed {
+            if self.front.step(&mut ended).context("xbd step")? == front::Change::Closed {
                 return Ok(());
             }
             if self.node.happened() == seen {

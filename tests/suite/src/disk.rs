@@ -76,6 +76,11 @@ impl Memory {
         self.disk.bytes.lock().resize(sectors as usize * SECTOR, 0);
     }
 
+    /// Makes the disk longer by these bytes, a whole number of sectors.
+    pub fn extend(&self, bytes: &[u8]) {
+        self.disk.bytes.lock().extend(bytes);
+    }
+
     /// Returns how many flushes were asked for.
     pub fn flushes(&self) -> u64 {
         self.disk.flushes.load(Relaxed)

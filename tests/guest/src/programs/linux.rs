@@ -1,25 +1,26 @@
 //! The guest of a Linux dom0: hashes the disk that Linux serves, writes to it, answers on its console, lets the disk be
 //! detached, and shuts down when the toolstack asks: `linux [disks=N]`. With more than one disk, each comes when the one before it is
-//! gone, and is used in another way.
+//! gone, and is used in another way. Of a disk that grows, what is new is hashed; then it is kept busy until it goes.
 
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use hypercall::event::{Channel, EventChannels};
-use hypercall::mem::{PageBuf, Shared};
+use hypercall::mem::{PAGE_SIZE, PageBuf, Shared};
 use hypercall::{Mfn, Platform, Port};
 use spin::Mutex;
 use suite::block::{Client, XVDA, hex, pattern_word};
 use suite::exec::{Program, run as run_programs};
 use suite::node::Node;
-use suite::{Context, Failure};
-use xbd::front::{Config, Counters};
+use suite::{Context, Failure, ensure};
+use xbd::front::{Config, Counters, SubmitError};
 use xbd::protocol::Operation;
 use xbd::{MAX_SEGMENTS, SECTOR};
 use xencons::front::{Console, panic_write};
 
 use super::Args;
+use super::busy::Busy;
 use super::outside::{self, Administrator, Outside, boot_page};
 use crate::bare::{Services, services};
 use crate::boot::start_info;
@@ -39,48 +40,58 @@ pub(super) struct Way {
     pub(super) device: u32,
     pub(super) config: Config,
     /// Pages of an I/O.
-    io_pages: usize,
+    pub(super) io_pages: usize,
     /// Bytes at the disk's end that are written.
     written: u64,
     /// All that a disk is offered to do is done to it: barrier, discard.
-    all: bool,
+    pub(super) all: bool,
+    /// Bytes of its sectors.
+    pub(super) unit: u32,
+    /// It can't be written.
+    pub(super) read_only: bool,
+    /// The toolstack says that its back end can be trusted.
+    pub(super) trusted: bool,
 }
 
 const LARGE: Config = Config { max_queues: 2, max_ring_pages: 16, ..Config::DEFAULT };
 
-/// The first is the life of a plain disk; for the others, a back end offers all it can.
-pub(super) const WAYS: [Way; 4] = [
+/// The first is the life of a plain disk; for the others, a back end offers all it can. The last one grows, and is kept busy until it
+/// goes.
+pub(super) const WAYS: [Way; 6] = [
     Way {
-        name: "xvda",
-        device: XVDA,
         config: Config::DEFAULT,
         io_pages: MAX_SEGMENTS,
         written: PATTERN_BYTES,
         all: false,
+        ..Way::new("xvda", XVDA, LARGE)
     },
-    // More pages than a request of Linux's has: each I/O is several requests.
-    Way { name: "xvdb", device: XVDA + 16, config: LARGE, io_pages: 300, written: u64::MAX, all: true },
-    Way {
-        name: "xvdc",
-        device: XVDA + 32,
-        config: Config { persistent: true, ..LARGE },
-        io_pages: 300,
-        written: u64::MAX,
-        all: true,
-    },
-    Way {
-        name: "xvdd",
-        device: XVDA + 48,
-        config: Config { trusted: false, max_ring_pages: 2, ..LARGE },
-        io_pages: 20,
-        written: u64::MAX,
-        all: true,
-    },
+    Way::new("xvdb", XVDA + 16, LARGE),
+    Way::new("xvdc", XVDA + 32, Config { persistent: true, ..LARGE }),
+    Way { io_pages: 20, trusted: false, ..Way::new("xvdd", XVDA + 48, Config { max_ring_pages: 2, ..LARGE }) },
+    Way { written: 0, all: false, read_only: true, ..Way::new("xvde", XVDA + 64, LARGE) },
+    Way { unit: 4096, ..Way::new("xvdf", XVDA + 80, Config { reconnect: true, ..LARGE }) },
 ];
 
 impl Way {
+    /// Returns a way in which all of a disk is written, and all is done to it.
+    const fn new(name: &'static str, device: u32, config: Config) -> Self {
+        // More pages than a request of Linux's has: each I/O is several requests.
+        let (io_pages, written) = (300, u64::MAX);
+        Self {
+            name,
+            device,
+            config,
+            io_pages,
+            written,
+            all: true,
+            unit: SECTOR as u32,
+            read_only: false,
+            trusted: true,
+        }
+    }
+
     /// Returns what is written to a disk of that many sectors, and where its words begin: each way has words of its own.
-    const fn begin(&self, sectors: u64) -> (u64, u64) {
+    pub(super) const fn begin(&self, sectors: u64) -> (u64, u64) {
         let written = self.written / SECTOR as u64;
         (sectors - if sectors < written { sectors } else { written }, ((self.device - XVDA) as u64) << 20)
     }
@@ -171,11 +182,14 @@ async fn live(node: &Node<Bare>, console_port: Port, ways: &[Way]) -> Result<(),
         if node.take(Some(console_port)) {
             answer(&mut line).await?;
         }
-        if let Some((_, used)) = &mut disk {
-            used.follow()?;
+        if let Some(used) = &mut disk {
+            used.go_on(node).await.context(used.way.name)?;
         }
-        if let Some((way, used)) = disk.take_if(|(_, used)| used.close_wanted()) {
-            used.close().await?;
+        if let Some(Used { way, client, busy, .. }) = disk.take_if(|used| used.client.close_wanted()) {
+            match busy {
+                Some(busy) => busy.close(client).await.context(way.name)?,
+                None => client.close().await?,
+            }
             println!("xenlab: detached {}", way.name);
             disk = use_next(node, ways.next()).await?;
         }
@@ -188,10 +202,37 @@ async fn live(node: &Node<Bare>, console_port: Port, ways: &[Way]) -> Result<(),
     }
 }
 
+/// A disk that was used, and is still there.
+struct Used<'a> {
+    way: &'a Way,
+    client: Client<Bare>,
+    sectors: u64,
+    /// What keeps it busy.
+    busy: Option<Busy>,
+}
+
+impl Used<'_> {
+    /// Does what there is to do now.
+    async fn go_on(&mut self, node: &Node<Bare>) -> Result<(), Failure> {
+        let Self { way, client, sectors, busy } = self;
+        client.follow()?;
+        let now = client.disk().sectors;
+        if now != *sectors {
+            println!("xenlab: {} grown {now} {}", way.name, hex(&client.sha256_of(*sectors..now).await?));
+            let (_, word) = way.begin(*sectors);
+            *busy = Some(Busy::new(node, way.name, *sectors, word)?);
+            *sectors = now;
+        }
+        busy.as_mut().map_or(Ok(()), |busy| busy.go_on(client))
+    }
+}
+
 /// Uses a disk, once it is there.
-async fn use_next<'a>(node: &Node<Bare>, way: Option<&'a Way>) -> Result<Option<(&'a Way, Client<Bare>)>, Failure> {
+async fn use_next<'a>(node: &Node<Bare>, way: Option<&'a Way>) -> Result<Option<Used<'a>>, Failure> {
     let Some(way) = way else { return Ok(None) };
-    Ok(Some((way, use_disk(node, way).await.context(way.name)?)))
+    let client = use_disk(node, way).await.context(way.name)?;
+    let sectors = client.disk().sectors;
+    Ok(Some(Used { way, client, sectors, busy: None }))
 }
 
 /// Hashes a disk, writes to it, and hashes it again.
@@ -200,6 +241,9 @@ async fn use_disk(node: &Node<Bare>, way: &Way) -> Result<Client<Bare>, Failure>
     let mut disk = Client::attach_with(node, way.device, way.config).await?;
     disk.set_io_pages(way.io_pages);
     let sectors = disk.disk().sectors;
+    let (unit, read_only) = (disk.disk().sector_size, disk.disk().read_only);
+    let as_told = (unit, read_only) == (way.unit, way.read_only);
+    ensure(as_told, format_args!("sectors of {unit} bytes, read-only: {read_only}"))?;
     println!("xenlab: {name} sectors={sectors}");
     println!("xenlab: {name} before {}", hex(&disk.sha256().await?));
     let (begin, word) = way.begin(sectors);
@@ -211,7 +255,12 @@ async fn use_disk(node: &Node<Bare>, way: &Way) -> Result<Client<Bare>, Failure>
     if way.all && disk.disk().discard.is_some() {
         disk.discard(way.discarded(sectors), false).await?;
     }
-    disk.flush().await?;
+    if read_only {
+        try_to_write(&mut disk)?;
+        println!("xenlab: {name} refused a write");
+    } else {
+        disk.flush().await?;
+    }
     println!("xenlab: {name} after {}", hex(&disk.sha256().await?));
     let Counters { requests, indirect, bounced_bytes, flushes, discards, notifications, .. } = disk.counters();
     println!(
@@ -220,6 +269,18 @@ async fn use_disk(node: &Node<Bare>, way: &Way) -> Result<Client<Bare>, Failure>
         disk.queues(),
     );
     Ok(disk)
+}
+
+/// Fails unless a write is refused before it comes to the ring.
+fn try_to_write(disk: &mut Client<Bare>) -> Result<(), Failure> {
+    let before = disk.counters().requests;
+    let buffer = PageBuf::new(&Bare, PAGE_SIZE).context("buffer")?;
+    let queue = disk.queue(0)?;
+    let refused = queue.submit(Operation::Write, 0, (0, Some(buffer))).map_err(|(error, _)| error);
+    queue.push();
+    let after = disk.counters().requests;
+    let as_wanted = refused == Err(SubmitError::ReadOnly) && before == after;
+    ensure(as_wanted, format_args!("a write to a read-only disk: {refused:?}, {} requests", after - before))
 }
 
 /// Does to a whole disk in memory what the program does to its disk.

@@ -1,5 +1,5 @@
-//! The guest of a Linux dom0 that saves and restores it: keeps both its disks busy all the time, checks all that it reads, and lets itself
-//! be suspended in the middle of that: `saved`.
+//! The guest of a Linux dom0 that saves and restores it: keeps both its disks busy all the time, by two queues each, checks all that it
+//! reads, and lets itself be suspended in the middle of that: `saved`.
 //!
 //! At the end of each disk is an area of blocks. Each block is written and read in turn, in rounds: what a word holds tells the round and
 //! the word's place. When the toolstack asks for the end, the blocks that lag behind catch up, so that what the disks hold then is known
@@ -35,6 +35,9 @@ const BLOCKS: usize = 64;
 
 /// The disks: name, number, and whether data goes by way of pages that stay granted. Neither way may lose anything.
 const DISKS: [(&str, u32, bool); 2] = [("xvda", XVDA, true), ("xvdb", XVDA + 16, false)];
+
+/// Queues of a disk.
+const QUEUES: usize = 2;
 
 /// How often the program says that it is at work.
 const TALK_NS: u64 = 1_000_000_000;
@@ -98,7 +101,8 @@ async fn live(node: &Node<Bare>) -> Result<(), Failure> {
 /// Lets the toolstack save the domain, and goes on in whatever it becomes.
 fn be_saved(node: &Node<Bare>, disks: &mut [Disk]) -> Result<(), Failure> {
     let Services { events, grants, store, .. } = node.own();
-    let counts: Vec<usize> = disks.iter_mut().map(Disk::in_flight).collect();
+    // Of each queue of each disk.
+    let counts: Vec<usize> = disks.iter_mut().flat_map(Disk::in_flight).collect();
     store.suspend().context("suspend the store")?;
     // SAFETY: nothing happens in the domain but this until the table is there again.
     unsafe { grants.suspend() }.context("suspend the grant table")?;
@@ -114,10 +118,10 @@ fn be_saved(node: &Node<Bare>, disks: &mut [Disk]) -> Result<(), Failure> {
     }
     store.reconnect(start_info().store_evtchn).context("reconnect the store")?;
     let mut again = Vec::new();
-    for (disk, count) in disks.iter_mut().zip(&counts) {
+    for (disk, counts) in disks.iter_mut().zip(counts.as_chunks::<QUEUES>().0) {
         // It sees that the domain has come back. What the old back end had answered is over.
         disk.poll()?;
-        again.push(count - disk.finished.len());
+        again.push(counts.iter().sum::<usize>() - disk.finished.len());
     }
     println!("xenlab: resumed restored, in flight{}, sent again{}", words(&counts), words(&again));
     Ok(())
@@ -136,6 +140,8 @@ struct Disk {
     area: u64,
     /// Steps that each block has done: an even one is a write, and an odd one a read of what that wrote.
     steps: Vec<u32>,
+    /// The queue whose turn it is.
+    queue: usize,
     /// Blocks whose next step nobody has begun.
     idle: VecDeque<usize>,
     /// The step before which each block stops.
@@ -149,8 +155,12 @@ struct Disk {
 impl Disk {
     /// Attaches a disk that the toolstack has made.
     async fn attach(node: &Node<Bare>, name: &'static str, number: u32, persistent: bool) -> Result<Self, Failure> {
-        let config = Config { persistent, ..Config::default() };
+        let (max_queues, max_ring_pages) = (QUEUES as u16, 4);
+        // Half of the blocks of a disk, with all their pages.
+        let max_grants = (BLOCKS / QUEUES * BLOCK / PAGE_SIZE) as u16;
+        let config = Config { max_queues, max_ring_pages, max_grants, persistent, ..Config::default() };
         let client = Client::attach_with(node, number, config).await.context(name)?;
+        ensure(client.queues() == QUEUES, format_args!("{name}: {} queue(s)", client.queues()))?;
         let sectors = client.disk().sectors;
         let area = sectors.checked_sub(BLOCKS as u64 * BLOCK_SECTORS);
         let area = area.ok_or_else(|| Failure(format!("{name} has {sectors} sectors only")))?;
@@ -165,6 +175,7 @@ impl Disk {
             client,
             area,
             steps: alloc::vec![0; BLOCKS],
+            queue: 0,
             idle: (0..BLOCKS).collect(),
             end: u32::MAX,
             spare,
@@ -205,8 +216,10 @@ impl Disk {
                 break;
             }
         }
-        let queue = self.client.queue(0)?;
-        self.node.metered(|| queue.push());
+        for index in 0..QUEUES {
+            let queue = self.client.queue(index)?;
+            self.node.metered(|| queue.push());
+        }
         Ok(())
     }
 
@@ -218,7 +231,9 @@ impl Disk {
             fill(block, step / 2, &buffer);
         }
         let sector = self.area + block as u64 * BLOCK_SECTORS;
-        let queue = self.client.queue(0)?;
+        // The next one's turn, even if this one is full.
+        let queue = self.client.queue(self.queue)?;
+        self.queue = (self.queue + 1) % QUEUES;
         match self.node.metered(|| queue.submit(operation, sector, (block as u64, Some(buffer)))) {
             Ok(()) => Ok(true),
             Err((SubmitError::Full, (_, buffer))) => {
@@ -235,8 +250,9 @@ impl Disk {
         Ok(())
     }
 
-    fn in_flight(&mut self) -> usize {
-        self.client.queue(0).map_or(0, |queue| queue.in_flight() as usize)
+    /// Returns how much is in flight on each queue.
+    fn in_flight(&mut self) -> [usize; QUEUES] {
+        core::array::from_fn(|index| self.client.queue(index).map_or(0, |queue| queue.in_flight() as usize))
     }
 
     /// Lets all blocks come to the end of the same round, that of the foremost: the step that it may be at just now still counts.

@@ -1,7 +1,8 @@
-//! A driver domain: serves a disk in memory to every front end that the toolstack connects with it: `serve [mib=N]`.
+//! A driver domain: serves a disk in memory to every front end that the toolstack connects with it: `serve [mib=N] [large=NAME]`.
 //!
 //! Disks are known by the node `params`, which is the word behind `target=` in a domain's configuration. What is written to a disk
-//! stays there when its device goes, and is there for the next device with that word, of whatever domain. All disks are of one size.
+//! stays there when its device goes, and is there for the next device with that word, of whatever domain. All disks are of one size at first, and one may have sectors of 4 KiB.
+//! "NAME MIB" in the node `resize` of the domain's home gives a disk that has a device another size.
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -10,12 +11,14 @@ use alloc::vec::Vec;
 
 use hypercall::Platform;
 use suite::block::Memory;
+use suite::disk::Shape;
 use suite::exec::{Program, run as run_programs};
 use suite::node::{Node, Own};
 use suite::{Context, Failure, ensure};
-use xbd::back::{Back, Change, Config, Counters};
+use xbd::back::{Back, Change, Config, Counters, Store as _};
+use xbd::features::Discard;
 use xenbus::device::{Enumerator, Hotplug};
-use xenbus::store::{Store, Tx};
+use xenbus::store::{Store, Tx, WatchId};
 
 use super::Args;
 use super::outside::{self, Administrator, Outside};
@@ -24,7 +27,8 @@ use crate::{Bare, println};
 
 pub(super) fn run(args: &Args<'_>) -> Result<(), String> {
     let size = args.number("mib", 16)?.checked_mul(1 << 20).and_then(|bytes| usize::try_from(bytes).ok());
-    let mut server = Server::new(outside::node()?, size.ok_or("mib: too many")?);
+    let large = args.get("large").unwrap_or_default().to_string();
+    let mut server = Server::new(outside::node()?, size.ok_or("mib: too many")?, large);
     let node = server.node.clone();
     let life = Program::new("server", server.live());
     run_programs(core::slice::from_ref(&node), &mut Outside, [life].into()).map_err(|failure| failure.to_string())?;
@@ -33,6 +37,17 @@ pub(super) fn run(args: &Args<'_>) -> Result<(), String> {
         count => Err(format!("{count} allocation(s) on the data path")),
     }
 }
+
+/// Where the toolstack says which disk has another size now.
+const RESIZE: &str = "resize";
+
+/// What a disk with large sectors is.
+const LARGE: Shape = Shape {
+    sector_size: 4096,
+    physical_sector_size: 4096,
+    read_only: false,
+    discard: Some(Discard { granularity: 4096, alignment: 0, secure: true }),
+};
 
 /// Some disks at once, in the address space that the guest has for others' pages.
 const CONFIG: Config = Config {
@@ -51,6 +66,8 @@ struct Server {
     node: Node<Bare>,
     /// Bytes of each disk.
     size: usize,
+    /// The disk that has large sectors.
+    large: String,
     /// Disks that no device has just now, by their names.
     idle: BTreeMap<String, Memory>,
     devices: Vec<Device>,
@@ -64,6 +81,8 @@ struct Device {
     back: Back<Own<Bare>, Memory>,
     /// What was done for the front end that is there, or was last.
     counters: Counters,
+    /// How many queues the front end has, or has had last, and how many of them have brought requests.
+    queues: (usize, usize),
     /// Sectors that the disk had discarded before this device came.
     discarded: u64,
 }
@@ -71,12 +90,12 @@ struct Device {
 impl Device {
     /// Tells what was done for the front end, and returns the disk with its name.
     fn end(self) -> (String, Memory) {
-        let Self { disk, back, counters, discarded } = self;
+        let Self { disk, back, counters, queues: (queues, used), discarded } = self;
         let store = back.into_store();
         let Counters { requests, indirect, flushes, discards, refused, unmappable, reused, .. } = counters;
         println!(
-            "xenlab: disk {disk} served requests={requests} indirect={indirect} flushes={flushes} discards={discards} \
-             discarded={} reused={reused} refused={refused} unmappable={unmappable}",
+            "xenlab: disk {disk} served queues={queues} used={used} requests={requests} indirect={indirect} flushes={flushes} \
+             discards={discards} discarded={} reused={reused} refused={refused} unmappable={unmappable}",
             store.discarded() - discarded,
         );
         (disk, store)
@@ -84,14 +103,15 @@ impl Device {
 }
 
 impl Server {
-    const fn new(node: Node<Bare>, size: usize) -> Self {
-        Self { node, size, idle: BTreeMap::new(), devices: Vec::new(), allocations: 0 }
+    const fn new(node: Node<Bare>, size: usize, large: String) -> Self {
+        Self { node, size, large, idle: BTreeMap::new(), devices: Vec::new(), allocations: 0 }
     }
 
     async fn live(&mut self) -> Result<(), Failure> {
         let node = self.node.clone();
         let administrator = Administrator::new(&node)?;
         let mut hotplug = Enumerator::back(node.store(), "vbd").context("watch backend/vbd")?;
+        let resize = node.store().watch(RESIZE).context("watch resize")?;
         println!("xenlab: ready");
         loop {
             let seen = node.happened();
@@ -100,6 +120,7 @@ impl Server {
                     self.add(&path)?;
                 }
             }
+            self.heed(resize)?;
             let more = self.serve()?;
             if administrator.wants_the_end()? {
                 let left = self.devices.len();
@@ -129,7 +150,7 @@ impl Server {
         let disk = match self.idle.remove(&name) {
             Some(disk) => disk,
             None => match zeroes(self.size) {
-                Some(bytes) => Memory::new(bytes),
+                Some(bytes) => Memory::with_shape(bytes, if name == self.large { LARGE } else { Shape::default() }),
                 None => {
                     println!("xenlab: {path}: no memory for the disk {name}");
                     return Ok(());
@@ -139,8 +160,24 @@ impl Server {
         let discarded = disk.discarded();
         let back = Back::new(self.node.own(), path, disk, CONFIG).context(path)?;
         println!("xenlab: {path}: disk {name}, {} bytes", self.size);
-        self.devices.push(Device { disk: name, back, counters: Counters::default(), discarded });
+        self.devices.push(Device { disk: name, back, counters: Counters::default(), queues: (0, 0), discarded });
         Ok(())
+    }
+
+    /// Gives a disk another size, if the toolstack has said so.
+    fn heed(&mut self, resize: WatchId) -> Result<(), Failure> {
+        let store = self.node.store();
+        if !store.fired(resize) {
+            return Ok(());
+        }
+        let Some(said) = store.read_if_there::<String>(Tx::NONE, RESIZE).context("resize")? else { return Ok(()) };
+        let asked = said.split_once(' ').and_then(|(name, mib)| Some((name, mib.parse::<u32>().ok()?)));
+        let (name, mib) = asked.ok_or_else(|| Failure(format!("resize: {said:?}")))?;
+        let device = self.devices.iter_mut().find(|device| device.disk == name);
+        let back = &mut device.ok_or_else(|| Failure(format!("resize: the disk {name} has no device")))?.back;
+        back.store().resize(u64::from(mib) << 20 >> 9);
+        println!("xenlab: disk {name} has {} sectors", back.store().sectors());
+        back.resized().context("resized")
     }
 
     /// Serves what there is to serve. Returns whether there is more to do at once.
@@ -149,7 +186,7 @@ impl Server {
         let mut more = false;
         let mut over = Vec::new();
         let now = Bare.now_ns();
-        for (index, Device { back, counters, .. }) in self.devices.iter_mut().enumerate() {
+        for (index, Device { back, counters, queues, .. }) in self.devices.iter_mut().enumerate() {
             let busy = back.store_busy();
             for queue in 0..back.queues() {
                 if !node.take(back.port(queue)) && !busy {
@@ -166,6 +203,11 @@ impl Server {
             back.tend(now);
             if let Some(now) = back.counters() {
                 *counters = now;
+                let mut used = 0;
+                for queue in 0..back.queues() {
+                    used += usize::from(back.counters_of(queue).is_some_and(|counters| counters.requests > 0));
+                }
+                *queues = (back.queues(), used);
             }
             if (back.device().changed() || back.closing()) && matches!(back.step(), Ok(Change::Removed)) {
                 over.push(index);

@@ -1,6 +1,6 @@
 //! `xenlab xen linux --suite block`: Linux is dom0, the guest a driver domain whose block back end serves disks in its memory, and
-//! Linux domUs use them: file systems, files, `fio`, detach and re-attach, several disks and domains at once, one of which lies.
-//! In the end dom0 reads each disk through a front end of its own.
+//! Linux domUs use them: file systems, files, `fio`, detach and re-attach, several disks and domains at once, one of which lies; a disk
+//! that grows. In the end dom0 reads each disk through a front end of its own.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -15,8 +15,12 @@ use crate::host::setup::Beds;
 const JOB: &[u8] = include_bytes!("../../dom0/block-job");
 const DOMU_INIT: &[u8] = include_bytes!("../../domu/init");
 
-/// MiB of each disk.
+/// MiB of each disk, and of the one that grows when it has.
 const MIB: usize = 16;
+const MORE: usize = 24;
+
+/// The disk whose sectors have 4 KiB.
+const LARGE: &str = "c";
 
 /// Digits of a SHA-256.
 const SUM: usize = 64;
@@ -31,6 +35,7 @@ const STEPS: &[(&str, &str)] = &[
     ("detach", "the disk was detached"),
     ("attach", "it was attached again and held what was written"),
     ("together", "four disks served two Linux domUs at once, while a third domain lied"),
+    ("grown", "a disk grew while a Linux domU had it, and what was new was written and verified"),
     ("liar", "the domain that lied was answered or turned away each time"),
     ("shutdown", "the Linux domUs shut down"),
     ("end", "dom0 read all disks, and the driver domain ended with none left"),
@@ -42,27 +47,44 @@ struct Visit {
     device: &'static str,
     /// The disk's name in the driver domain.
     target: &'static str,
-    /// There was one before.
-    again: bool,
+    /// What the domain tells of it.
+    steps: &'static [&'static str],
 }
 
-const fn visit(domain: &'static str, device: &'static str, target: &'static str, again: bool) -> Visit {
-    Visit { domain, device, target, again }
+const fn visit(
+    domain: &'static str,
+    device: &'static str,
+    target: &'static str,
+    steps: &'static [&'static str],
+) -> Visit {
+    Visit { domain, device, target, steps }
 }
 
 /// Of one device in their order.
 const VISITS: &[Visit] = &[
-    visit("one", "xvda", "a", false),
-    visit("one", "xvda", "a", true),
-    visit("one", "xvdb", "d", false),
-    visit("two", "xvda", "b", false),
-    visit("two", "xvdb", "c", false),
+    visit("one", "xvda", "a", FIRST),
+    visit("one", "xvda", "a", AGAIN),
+    visit("one", "xvdb", "d", FIRST),
+    visit("one", "xvdb", "d", GROWN),
+    visit("two", "xvda", "b", FIRST),
+    visit("two", "xvdb", LARGE, FIRST),
 ];
 
-/// What a domain tells of a visit.
-const FIRST: &[&str] = &["made", "mounted", "written", "flushed", "trimmed", "unmounted", "checked", "closed"];
+/// What a domain tells of a new disk, of one that there was before, and of one that has grown.
+const FIRST: &[&str] = &["unit", "made", "mounted", "written", "flushed", "trimmed", "unmounted", "checked", "closed"];
 const AGAIN: &[&str] =
-    &["opened", "mounted", "verified", "written", "flushed", "trimmed", "unmounted", "checked", "closed"];
+    &["unit", "opened", "mounted", "verified", "written", "flushed", "trimmed", "unmounted", "checked", "closed"];
+const GROWN: &[&str] = &["grown", "used", "closed"];
+
+/// How many queues a domain makes: one for each of its processors.
+fn queues(domain: &str) -> u64 {
+    if domain == "one" { 2 } else { 1 }
+}
+
+/// Bytes of a disk's sectors.
+fn unit(target: &str) -> u64 {
+    if target == LARGE { 4096 } else { 512 }
+}
 
 /// Runs the job on real Xen.
 ///
@@ -72,8 +94,8 @@ pub(crate) fn run(timeout: u64, verbose: bool) -> Result<()> {
     let beds = Beds::find()?;
     let elf = guest::build()?;
     let domu = DomU::new(&beds, DOMU_INIT)?;
-    let mib = MIB.to_string();
-    let files = [&domu.files()[..], &[("job.mib", mib.as_bytes())]].concat();
+    let (mib, more) = (MIB.to_string(), MORE.to_string());
+    let files = [&domu.files()[..], &[("job.mib", mib.as_bytes()), ("job.more", more.as_bytes())]].concat();
     let machine = machine(&beds, 2, 1, elf, JOB, timeout, &files)?;
     let started = Instant::now();
     let run = watch(machine, timeout, verbose, DOMAINS)?;
@@ -108,16 +130,18 @@ fn judge(run: &Run, timeout: u64) -> Result<BTreeMap<&'static str, Served<'_>>> 
     // What each disk holds, by its SHA-256, and how many of its bytes were trimmed.
     let mut sums: BTreeMap<&str, &str> = BTreeMap::new();
     let mut trimmed: BTreeMap<&str, u64> = BTreeMap::new();
-    for Visit { domain, device, target, again } in VISITS {
-        judge_features(&run.lines, domain, device)?;
+    for Visit { domain, device, target, steps: wanted } in VISITS {
+        judge_features(&run.lines, domain, device, target)?;
         let before = sums.remove(target).unwrap_or_default();
         let mut steps = told.get_mut(&(*domain, *device)).into_iter().flatten();
-        for wanted in if *again { AGAIN } else { FIRST } {
+        for wanted in *wanted {
             let step = steps.next().with_context(|| format!("{domain} has not told that {device} was {wanted}"))?;
             let (step, value) = step.split_once(' ').unwrap_or((step, ""));
             ensure!(step == *wanted, "{domain} told that {device} was {step}: {wanted} was expected");
             let bytes = value.strip_suffix(" bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
             let holds = match step {
+                "unit" => value == unit(target).to_string(),
+                "grown" => value == (MORE << 20 >> 9).to_string(),
                 "opened" => value == before,
                 "closed" => value.len() == SUM && value != before,
                 "trimmed" => bytes > 0,
@@ -141,14 +165,42 @@ fn judge(run: &Run, timeout: u64) -> Result<BTreeMap<&'static str, Served<'_>>> 
     trimmed.into_iter().map(|(target, bytes)| Ok((target, judge_served(&run.lines, target, bytes)?))).collect()
 }
 
+/// Returns what the driver domain says that it did for a disk, for each device that had it, in their order.
+fn served<'a>(lines: &'a [String], target: &str) -> Result<Vec<Served<'a>>> {
+    let start = format!("driver: xenlab: disk {target} served ");
+    let devices = lines.iter().filter_map(|line| line.strip_prefix(&start));
+    let count = |word: &'a str| {
+        let (what, count) = word.split_once('=').with_context(|| format!("disk {target}: {word:?} is no counter"))?;
+        Ok((what, count.parse().with_context(|| format!("disk {target}: {word}"))?))
+    };
+    devices.map(|device| device.split_whitespace().map(count).collect()).collect()
+}
+
+/// Fails if a front end of Linux had other queues than it should, or left one without work.
+fn judge_queues(target: &str, domain: &str, served: &Served<'_>) -> Result<()> {
+    for what in ["queues", "used"] {
+        let (found, wanted) = (served.get(what).copied(), queues(domain));
+        ensure!(found == Some(wanted), "disk {target}, {domain}: {what}={found:?}, {wanted} was expected: {served:?}");
+    }
+    Ok(())
+}
+
 /// Judges what the driver domain says that it did for a disk, of which so many bytes were trimmed.
 fn judge_served<'a>(lines: &'a [String], target: &str, trimmed: u64) -> Result<Served<'a>> {
-    let start = format!("driver: xenlab: disk {target} served ");
-    let mut served = Served::new();
-    for word in lines.iter().filter_map(|line| line.strip_prefix(&start)).flat_map(str::split_whitespace) {
-        let (what, count) = word.split_once('=').with_context(|| format!("disk {target}: {word:?} is no counter"))?;
-        *served.entry(what).or_default() += count.parse::<u64>().with_context(|| format!("disk {target}: {word}"))?;
+    let devices = self::served(lines, target)?;
+    // Each domU that had the disk, and dom0 in the end.
+    let attached =
+        VISITS.iter().filter(|visit| visit.target == target && visit.steps != GROWN).map(|visit| visit.domain);
+    let domains: Vec<_> = attached.chain(["dom0"]).collect();
+    ensure!(devices.len() == domains.len(), "disk {target}: served {} times: {domains:?}", devices.len());
+    for (domain, device) in domains.iter().zip(&devices) {
+        judge_queues(target, domain, device)?;
     }
+    let mut served = Served::new();
+    for (what, count) in devices.iter().flatten().filter(|(what, _)| !["queues", "used"].contains(*what)) {
+        *served.entry(what).or_default() += count;
+    }
+    served.insert("queues", devices[0]["queues"]);
     let count = |what| served.get(what).copied().unwrap_or(0);
     for what in ["requests", "indirect", "flushes", "discards", "reused"] {
         ensure!(count(what) > 0, "disk {target}: the back end counts no {what}: {served:?}");
@@ -161,12 +213,18 @@ fn judge_served<'a>(lines: &'a [String], target: &str, trimmed: u64) -> Result<S
     Ok(served)
 }
 
-/// Fails if the back end of a device has not offered what Linux can use.
-fn judge_features(lines: &[String], domain: &str, device: &str) -> Result<()> {
+/// Fails if the back end of a device has not offered what Linux can use, or Linux has not made as many queues as it can.
+fn judge_features(lines: &[String], domain: &str, device: &str, target: &str) -> Result<()> {
     let start = format!("xenlab-dom0: features {domain} {device} ");
     let offered = lines.iter().find_map(|line| line.strip_prefix(&start));
     let offered = offered.with_context(|| format!("no features of {device} in {domain}"))?;
-    for wanted in ["feature-flush-cache=1", "feature-discard=1", "feature-persistent=1"] {
+    let unit = format!("sector-size={}", unit(target));
+    // Of a single queue, Linux writes nothing.
+    let queues =
+        Some(queues(domain)).filter(|&queues| queues > 1).map(|queues| format!("multi-queue-num-queues={queues}"));
+    let fixed =
+        ["feature-flush-cache=1", "feature-discard=1", "feature-persistent=1", "multi-queue-max-queues=2", &unit];
+    for wanted in fixed.into_iter().chain(queues.as_deref()) {
         let found = offered.split(' ').any(|feature| feature == wanted);
         ensure!(found, "{device} in {domain} has no {wanted}: {offered}");
     }
@@ -181,17 +239,20 @@ mod tests {
     use super::*;
     use crate::host::qemu::End;
 
-    const FEATURES: &str = "feature-discard=1 feature-flush-cache=1 feature-persistent=1 sector-size=512";
+    const FEATURES: &str = "feature-discard=1 feature-flush-cache=1 feature-persistent=1 multi-queue-max-queues=2";
     const SERVED: &str = "requests=9 indirect=2 flushes=3 discards=1 discarded=8 reused=5 refused=0 unmappable=0";
 
-    /// What a good run says; each sum is 64 times its disk's letter, and after the second visit 64 times "e".
+    /// What a good run says; each sum is 64 times its disk's letter, and after the second visit 64 times "e" or "f".
     fn good() -> Vec<String> {
         let mut lines = vec!["xenlab-dom0: up".to_owned()];
-        for (index, Visit { domain, device, target, again }) in VISITS.iter().enumerate() {
-            for step in if *again { AGAIN } else { FIRST } {
+        for (index, Visit { domain, device, target, steps }) in VISITS.iter().enumerate() {
+            for step in *steps {
                 let value = match *step {
                     "trimmed" => " 2048 bytes".to_owned(),
-                    "closed" if *again => format!(" {}", "e".repeat(SUM)),
+                    "unit" => format!(" {}", unit(target)),
+                    "grown" => " 49152".to_owned(),
+                    "closed" if *steps == AGAIN => format!(" {}", "e".repeat(SUM)),
+                    "closed" if *steps == GROWN => format!(" {}", "f".repeat(SUM)),
                     "opened" | "closed" => format!(" {}", target.repeat(SUM)),
                     _ => String::new(),
                 };
@@ -199,13 +260,22 @@ mod tests {
             }
             match index {
                 0 => lines.push("one: xenlab: xvda gone".to_owned()),
-                _ => lines.push(format!("xenlab-dom0: features {domain} {device} {FEATURES}")),
+                3 => {}
+                _ => {
+                    let queues = if queues(domain) == 2 { " multi-queue-num-queues=2" } else { "" };
+                    let unit = unit(target);
+                    lines
+                        .push(format!("xenlab-dom0: features {domain} {device} {FEATURES} sector-size={unit}{queues}"));
+                }
             }
         }
         lines.extend(STEPS.iter().map(|(key, _)| format!("xenlab-dom0: {key} ok")));
-        for (target, sum) in [("a", "e"), ("b", "b"), ("c", "c"), ("d", "d")] {
+        for (target, sum, queues) in
+            [("a", "e", &[2, 2, 1][..]), ("b", "b", &[1, 1]), ("c", "c", &[1, 1]), ("d", "f", &[2, 1])]
+        {
             lines.push(format!("xenlab-dom0: image {target} {}", sum.repeat(SUM)));
-            lines.push(format!("driver: xenlab: disk {target} served {SERVED}"));
+            let devices = queues.iter().map(|count| format!("queues={count} used={count} {SERVED}"));
+            lines.extend(devices.map(|device| format!("driver: xenlab: disk {target} served {device}")));
         }
         lines.push("xenlab-dom0: status 0".to_owned());
         lines
@@ -226,13 +296,12 @@ mod tests {
     #[test]
     fn a_whole_good_run_passes() {
         assert_eq!(verdict(good()), Ok(()));
-        let mut lines = good();
-        lines.push(format!("driver: xenlab: disk a served {SERVED}"));
-        let run = Run { lines, end: End::Exited(ExitStatus::from_raw(0)) };
+        let run = Run { lines: good(), end: End::Exited(ExitStatus::from_raw(0)) };
         let served = judge(&run, 9).unwrap();
         assert_eq!(served.keys().copied().collect::<Vec<_>>(), ["a", "b", "c", "d"]);
         // All of a disk's devices together.
-        assert_eq!((served["a"]["requests"], served["b"]["requests"]), (18, 9));
+        assert_eq!((served["a"]["requests"], served["b"]["requests"]), (27, 18));
+        assert_eq!((served["a"]["queues"], served["b"]["queues"]), (2, 1));
     }
 
     #[test]
@@ -240,8 +309,8 @@ mod tests {
         for (index, line) in good().iter().enumerate() {
             let mut without = good();
             without.remove(index);
-            // The first is not judged, and dom0 itself has waited for the second.
-            let judged = !line.ends_with(": up") && !line.ends_with(" gone");
+            // The first is not judged, and dom0 itself has waited for the others.
+            let judged = ![": up", " gone"].iter().any(|end| line.ends_with(end));
             assert_eq!(verdict(without).is_err(), judged, "without {line:?}");
         }
     }
@@ -249,10 +318,10 @@ mod tests {
     #[test]
     fn a_disk_that_changes_while_nobody_has_it_fails() {
         let message =
-            other(&format!("opened {}", "a".repeat(SUM)), &format!("opened {}", "f".repeat(SUM))).unwrap_err();
+            other(&format!("opened {}", "a".repeat(SUM)), &format!("opened {}", "0".repeat(SUM))).unwrap_err();
         assert!(message.contains("one: xvda opened"), "{message}");
         let message =
-            other(&format!("image c {}", "c".repeat(SUM)), &format!("image c {}", "f".repeat(SUM))).unwrap_err();
+            other(&format!("image c {}", "c".repeat(SUM)), &format!("image c {}", "0".repeat(SUM))).unwrap_err();
         assert!(message.contains("the disk c"), "{message}");
         // What was closed as it was opened was not written.
         assert!(other(&"e".repeat(SUM), &"a".repeat(SUM)).is_err());
@@ -267,7 +336,36 @@ mod tests {
             assert!(message.contains(&format!("has no {feature}")), "{message}");
         }
         // The back end has to have seen it.
-        assert!(other("discarded=8", "discarded=7").unwrap_err().contains("4096 bytes were trimmed, 3584 discarded"));
+        assert!(other("discarded=8", "discarded=1").unwrap_err().contains("4096 bytes were trimmed, 1536 discarded"));
+    }
+
+    #[test]
+    fn linux_uses_a_queue_for_each_of_its_processors() {
+        for (from, to, whose) in [
+            (" multi-queue-num-queues=2", "", "has no multi-queue-num-queues=2"),
+            ("multi-queue-num-queues=2", "multi-queue-num-queues=1", "has no multi-queue-num-queues=2"),
+            ("multi-queue-max-queues=2", "multi-queue-max-queues=1", "has no multi-queue-max-queues=2"),
+            ("disk d served queues=2 used=2", "disk d served queues=1 used=1", "disk d, one: queues=Some(1), 2 was"),
+            ("disk d served queues=2 used=2", "disk d served queues=2 used=1", "disk d, one: used=Some(1), 2 was"),
+            ("disk b served queues=1", "disk b served queues=2", "disk b, two: queues=Some(2), 1 was"),
+        ] {
+            let message = other(from, to).unwrap_err();
+            assert!(message.contains(whose), "{from}: {message}");
+        }
+    }
+
+    #[test]
+    fn linux_sees_how_large_sectors_and_disks_are() {
+        for (from, to, whose) in [
+            ("xvdb unit 4096", "xvdb unit 512", "two: xvdb unit 512"),
+            ("sector-size=4096", "sector-size=512", "has no sector-size=4096"),
+            ("grown 49152", "grown 32768", "one: xvdb grown 32768"),
+            // What is new has to be written.
+            (&*"f".repeat(SUM), &*"d".repeat(SUM), "one: xvdb closed dddd"),
+        ] {
+            let message = other(from, to).unwrap_err();
+            assert!(message.contains(whose), "{from}: {message}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ const ENDS: &[(i32, &str)] = &[(35, "failed"), (37, "panicked"), (39, "faulted")
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The scenario to run; "block" is all those of disks
+    /// The scenario to run, with both ends in one domain; "block" is all those of disks
     #[arg(default_value = "all")]
     scenario: String,
     /// Seed of all that the scenarios choose at random
@@ -24,10 +24,10 @@ pub(crate) struct Args {
     /// Lists the guest's scenarios instead of running any
     #[arg(long, conflicts_with_all = ["scenario", "seed"])]
     list: bool,
-    /// Runs another of the guest's programs with its arguments, such as "selftest"
+    /// Runs another of the guest's programs with its arguments: "selftest"; "dom0", which serves disks to a second domain
     #[arg(long, value_name = "LINE", conflicts_with_all = ["scenario", "seed", "list"])]
     program: Option<String>,
-    /// Virtual processors of the guest
+    /// Virtual processors that Xen gives the guest; it runs on the first alone
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     vcpus: u32,
     /// Seconds until the run is given up

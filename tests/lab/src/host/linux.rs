@@ -39,6 +39,8 @@ const STEPS: &[(&str, &str)] = &[
     ("xvdb", "another disk came, was used with all that Linux offers, and went"),
     ("xvdc", "the same, with pages that stay mapped"),
     ("xvdd", "the same, with pages in which nothing else is"),
+    ("xvde", "a disk that is only read: a write was refused"),
+    ("xvdf", "a disk with sectors of 4 KiB: it grew, what was new was read, and it was taken away while it was busy"),
     ("shutdown", "xl shutdown ended the guest"),
 ];
 
@@ -108,7 +110,15 @@ fn run_disk(args: &Args, image: &Path) -> Result<()> {
 
     let bytes = ways::BYTES.to_string();
     // As many queues as Linux has processors.
-    let mut machine = machine(&beds, 2, 2, elf, DISK_JOB, args.timeout, &[("job.bytes", bytes.as_bytes())])?;
+    let mut machine = machine(
+        &beds,
+        2,
+        2,
+        elf,
+        DISK_JOB,
+        args.timeout,
+        &[("job.bytes", bytes.as_bytes()), ("job.more", &ways::more())],
+    )?;
     machine.disk(image);
     let started = Instant::now();
     let run = watch(machine, args.timeout, args.verbose, &["guest"])?;
@@ -434,7 +444,12 @@ xenlab-dom0: status 0
     fn every_line_of_a_run_counts() {
         let not_judged = ["xenlab-dom0: up", "guest: xenlab: ready"];
         // dom0 itself has waited for these lines of the guest.
-        let judged_in_dom0 = ["guest: xenlab: console", "guest: xenlab: detached", "guest: xenlab: shutdown"];
+        let judged_in_dom0 = [
+            "guest: xenlab: console",
+            "guest: xenlab: detached",
+            "guest: xenlab: xvdf is busy",
+            "guest: xenlab: shutdown",
+        ];
         let good = good();
         for line in good.lines() {
             if not_judged.contains(&line) || judged_in_dom0.iter().any(|start| line.starts_with(start)) {

@@ -26,6 +26,9 @@ const AREA: usize = 4 << 20;
 /// The disks, and the seeds of what they hold at first.
 const DISKS: [(&str, u64); 2] = [("xvda", 1), ("xvdb", 2)];
 
+/// Queues of each disk.
+const QUEUES: usize = 2;
+
 /// All steps of the job, in order; the first that is missing in its report tells where it stopped.
 const STEPS: &[(&str, &str)] = &[
     ("create", "the guest is at work on two disks"),
@@ -48,7 +51,8 @@ pub(crate) fn run(timeout: u64, verbose: bool) -> Result<()> {
     let elf = guest::build()?;
     let disks = DISKS.map(|(name, seed)| (name, noise(seed, BYTES)));
     let [(_, first), (_, second)] = &disks;
-    let mut machine = machine(&beds, 2, 1, elf, JOB, timeout, &[("disk.b", second)])?;
+    // As many queues as Linux has processors.
+    let mut machine = machine(&beds, 2, QUEUES as u32, elf, JOB, timeout, &[("disk.b", second)])?;
     machine.disk(file(first)?);
     let started = Instant::now();
     let run = watch(machine, timeout, verbose, &["guest"])?;
@@ -82,7 +86,8 @@ fn judge(run: &Run, disks: &[(&str, Vec<u8>)], area: usize, timeout: u64) -> Res
             let counts = line.split(", ").find_map(|part| part.strip_prefix(what)).unwrap_or_default();
             let busy =
                 counts.split_whitespace().filter(|count| count.parse::<u32>().is_ok_and(|count| count > 0)).count();
-            ensure!(busy == disks.len(), "{what}, by disks, when the guest was suspended:{counts}");
+            let (each, by) = if *what == "in flight" { (QUEUES, "queues") } else { (1, "disks") };
+            ensure!(busy == disks.len() * each, "{what}, by {by}, when the guest was suspended:{counts}");
         }
     }
     for (name, bytes) in disks {
@@ -143,12 +148,12 @@ mod tests {
 guest: xenlab: ready
 guest: xenlab: busy, 100 blocks read as written
 xenlab-dom0: create ok
-guest: xenlab: resumed cancelled, in flight 20 31
+guest: xenlab: resumed cancelled, in flight 20 12 31 1
 xenlab-dom0: cancelled ok
 xenlab-dom0: saved ok
-guest: xenlab: resumed restored, in flight 32 1, sent again 3 1
+guest: xenlab: resumed restored, in flight 32 30 1 2, sent again 3 1
 xenlab-dom0: restored ok
-guest: xenlab: resumed cancelled, in flight 5 6
+guest: xenlab: resumed cancelled, in flight 5 4 6 7
 xenlab-dom0: again ok
 guest: xenlab: xvda rounds 7 sha256 {a}
 guest: xenlab: xvdb rounds 7 sha256 {b}
@@ -204,12 +209,12 @@ xenlab-dom0: status 0"
     #[test]
     fn the_guest_is_suspended_three_times_and_in_the_midst_of_its_work() {
         assert!(other("resumed restored", "resumed cancelled").contains("was resumed"));
-        assert!(other("in flight 20 31", "in flight 20 0").contains("in flight"));
-        assert!(other("in flight 32 1,", "in flight 32,").contains("in flight"));
+        assert!(other("in flight 20 12 31 1", "in flight 20 0 31 1").contains("in flight"));
+        assert!(other("in flight 32 30 1 2,", "in flight 32 30 1,").contains("in flight"));
         assert!(other("sent again 3 1", "sent again 0 1").contains("sent again"));
         assert!(other(", sent again 3 1", "").contains("sent again"));
         let mut once_more = good();
-        once_more.insert(5, "guest: xenlab: resumed cancelled, in flight 1 1".to_owned());
+        once_more.insert(5, "guest: xenlab: resumed cancelled, in flight 1 1 1 1".to_owned());
         assert!(verdict(once_more).unwrap_err().contains("was resumed"));
     }
 
