@@ -92,9 +92,8 @@ impl<P: Platform> EventChannels<P> {
     }
 
     fn delayed(&self) -> impl Iterator<Item = Port> {
-        (0..WORD).flat_map(|word| {
-            bits(self.0.delayed[word as usize].load(SeqCst)).map(move |bit| Port(word * WORD + bit))
-        })
+        (0..WORD)
+            .flat_map(|word| bits(self.0.delayed[word as usize].load(SeqCst)).map(move |bit| Port(word * WORD + bit)))
     }
 
     /// See [`Events::put_off`](super::super::Events::put_off).
