@@ -79,9 +79,9 @@ macro_rules! part {
     };
 }
 
-part!(block_submit, bed: Bed, count, pages => bed.submit(count, pages));
-part!(block_serve, bed: Bed, _count, _pages => bed.serve());
-part!(block_complete, bed: Bed, _count, _pages => bed.complete());
+part!(block_submit, bed: Bed, count, pages => bed.submit(0, count, pages));
+part!(block_serve, bed: Bed, _count, _pages => bed.serve(0));
+part!(block_complete, bed: Bed, _count, _pages => bed.complete(0));
 part!(block_copy, bed: Bed, _count, _pages => bed.copy());
 part!(block_bytes, bed: Bed, _count, _pages => bed.bytes());
 part!(fleet_submit, fleet: Fleet, count, disks => fleet.submit(count, disks));

@@ -300,14 +300,11 @@ impl Bed {
         Err(String::from("the ends don't come together"))
     }
 
-    /// Submits so many reads of so many pages each, and tells the back end. Returns how many it took.
-    pub fn submit(&mut self, count: u32, pages: u32) -> u64 {
-        self.submit_to(0, count, pages)
-    }
+    // Out of line, as the one place where a kernel calls the driver.
 
-    /// The same to one of several queues.
-    #[inline(always)]
-    pub fn submit_to(&mut self, queue: usize, count: u32, pages: u32) -> u64 {
+    /// Submits so many reads of so many pages each to a queue, and tells the back end. Returns how many it took.
+    #[inline(never)]
+    pub fn submit(&mut self, queue: usize, count: u32, pages: u32) -> u64 {
         let first = self.here.gfn_of(self.buffers).0 as u32;
         let (here, mut sector) = (self.here, self.sector);
         let Some(queue) = self.front.queue(queue) else { return 0 };
@@ -323,25 +320,15 @@ impl Bed {
         count.into()
     }
 
-    /// Lets the back end do what there is. Returns whether all was well.
-    pub fn serve(&mut self) -> u64 {
-        self.serve_from(0)
-    }
-
-    /// The same for one of several queues.
-    #[inline(always)]
-    pub fn serve_from(&mut self, queue: usize) -> u64 {
+    /// Lets the back end do what there is in a queue. Returns whether all was well.
+    #[inline(never)]
+    pub fn serve(&mut self, queue: usize) -> u64 {
         self.back.poll(queue).is_ok().into()
     }
 
-    /// Takes the completions. Returns how many were good.
-    pub fn complete(&mut self) -> u64 {
-        self.complete_of(0)
-    }
-
-    /// The same of one of several queues.
-    #[inline(always)]
-    pub fn complete_of(&mut self, queue: usize) -> u64 {
+    /// Takes the completions of a queue. Returns how many were good.
+    #[inline(never)]
+    pub fn complete(&mut self, queue: usize) -> u64 {
         let Some(queue) = self.front.queue(queue) else { return 0 };
         let mut good = 0;
         let polled = queue.poll(|completion| good += u64::from(completion.result.is_ok()));

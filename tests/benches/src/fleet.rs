@@ -70,7 +70,7 @@ impl Fleet {
         let mut all = 0;
         for disk in self.disks.iter_mut().take(disks as usize) {
             for queue in 0..self.queues {
-                all += disk.submit_to(queue, count, 1);
+                all += disk.submit(queue, count, 1);
             }
         }
         all
@@ -85,9 +85,9 @@ impl Fleet {
                 let Some(owner) = owners.get(event.port.0 as usize).copied().flatten() else { return };
                 let Some(disk) = disks.get_mut(usize::from(owner.disk)) else { return };
                 if owner.is_back {
-                    disk.serve_from(owner.queue.into());
+                    disk.serve(owner.queue.into());
                 } else {
-                    good += disk.complete_of(owner.queue.into());
+                    good += disk.complete(owner.queue.into());
                 }
             });
         }

@@ -460,7 +460,7 @@ pub(crate) const ROWS: &[Row] = &[
         bug: "the next segment of a buffer is taken for the next frame",
         file: "hypercall/src/grant/book.rs",
         from: "unsafe { grants.share(entry.gref, peer, segment.gfn, access) };",
-        to: "unsafe { grants.share(entry.gref, peer, crate::Gfn(first.gfn.0 + u64::from(lent)), access) };",
+        to: "unsafe { grants.share(entry.gref, peer, crate::Gfn(buffer.segments().next().map_or(0, |first| first.gfn.0) + u64::from(count - left)), access) };",
         test: test("suite", "xbd_suspend", "data_of_requests_that_are_sent_again_is_that_of_before"),
     },
     Row {
@@ -487,8 +487,8 @@ pub(crate) const ROWS: &[Row] = &[
         class: "errors of any hypercall",
         bug: "a map that is refused as a whole has mapped what was in it",
         file: "hypercall/src/grant/map.rs",
-        from: "            if op.status == GNTST_okay {\n                self.note_mapped(op, *slot);",
-        to: "            if op.status == GNTST_okay || op.status == UNTRIED {\n                self.note_mapped(op, *slot);",
+        from: "            if op.status == GNTST_okay {\n                note_mapped(slots, *of, op.handle);",
+        to: "            if op.status == GNTST_okay || op.status == UNTRIED {\n                note_mapped(slots, *of, op.handle);",
         test: test(
             "suite",
             "xbd_back_grants",
