@@ -556,6 +556,22 @@ fn requests_that_were_sent_before_the_front_end_began_to_close_are_served() {
 }
 
 #[test]
+fn requests_that_were_sent_before_the_front_end_has_closed_are_served_though_no_event_tells_of_them() {
+    let disk = Slow::new(SECTORS as usize);
+    let (bed, mut back, mut front) = connected(15, &disk);
+    let page = Granted::new(&bed);
+    front.send(&[raw_request(BlkifOp::WRITE, 4, 8, &[page.gref()])]);
+    for (state, answers) in [(State::Closing, 0), (State::Closed, 1)] {
+        bed.front_says("state", state.number()).unwrap();
+        back.step();
+        assert_eq!(front.responses().len(), answers, "{state:?}");
+    }
+    assert_eq!(bed.back_state().as_deref(), Some("6"));
+    drop((front, page));
+    bed.check_quiet();
+}
+
+#[test]
 fn place_whose_pages_can_not_be_unmapped_is_lost_alone() {
     let disk = Slow::new(SECTORS as usize);
     let (bed, mut back, mut front) = connected(16, &disk);

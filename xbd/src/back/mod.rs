@@ -238,9 +238,11 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
                 self.device.switch(State::Closing)?;
                 Ok(Change::None)
             }
-            (_, State::Closed | State::Unknown) | (State::Connected | State::Closing, State::Initialising) => {
+            (_, State::Closed) => {
+                self.serve_rest();
                 self.disconnect(wish)
             }
+            (_, State::Unknown) | (State::Connected | State::Closing, State::Initialising) => self.disconnect(wish),
             _ => Ok(Change::None),
         }
     }
@@ -331,6 +333,12 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
         self.each().for_each(|place| drop(place.with(Option::take)));
         self.ports.clear();
         true
+    }
+
+    /// Serves what the other end has asked for before it said that it is closed: its word may be faster than its event, and Linux waits
+    /// for all its answers even then. What is wrong with a ring concerns nobody any more.
+    fn serve_rest(&mut self) {
+        self.each().for_each(|place| _ = place.with(|queue| queue.as_mut().map(Queue::poll)));
     }
 
     fn disconnect(&mut self, wish: Wish) -> Result<Change, BackError> {
