@@ -68,7 +68,7 @@ pub struct DomainConfig {
     pub grant_frames: usize,
     /// Frames of Xen's list of what the domain maps, of 256 mappings each.
     pub maptrack_frames: usize,
-    /// Virtual processors. One of them runs.
+    /// Virtual processors, at most 32. The first one runs; another is a thread of the test's, which dispatches the events of that vcpu.
     pub vcpus: u32,
     /// Whether the hypervisor translates its frame numbers, as for a PVH guest. The mock has no page tables either way; such a
     /// domain has frame numbers of its own, of unbacked pages too, and maps by them.

@@ -372,13 +372,31 @@ impl State {
     }
 
     unsafe fn vcpu_op(&mut self, caller: DomId, cmd: u32, vcpu: u32, arg: usize) -> Outcome {
-        self.dom(caller).vcpu(vcpu)?;
+        let dom = self.dom(caller);
+        let bit = dom.vcpu(vcpu)?;
         match cmd {
-            VCPUOP_is_up => Ok(isize::from(vcpu == 0)),
+            // What its registers are means nothing here: a thread of the test plays it.
+            VCPUOP_initialise if dom.vcpus_made & bit != 0 => Err(XEN_EEXIST),
+            VCPUOP_initialise => {
+                dom.vcpus_made |= bit;
+                Ok(0)
+            }
+            VCPUOP_up if dom.vcpus_made & bit == 0 => Err(XEN_EINVAL),
+            VCPUOP_up => {
+                dom.vcpus_up |= bit;
+                Ok(0)
+            }
+            // With the last one Xen would power the domain off.
+            VCPUOP_down if dom.vcpus_up == bit => Err(XEN_ENOSYS),
+            VCPUOP_down => {
+                dom.vcpus_up &= !bit;
+                Ok(0)
+            }
+            VCPUOP_is_up => Ok(isize::from(dom.vcpus_up & bit != 0)),
             VCPUOP_stop_periodic_timer => Ok(0),
             VCPUOP_get_runstate_info => {
+                let state = if dom.vcpus_up & bit != 0 { RUNSTATE_running } else { RUNSTATE_offline };
                 let now = self.now();
-                let state = if vcpu == 0 { RUNSTATE_running } else { RUNSTATE_offline };
                 let mut info = VcpuRunstateInfo { state, state_entry_time: BOOT_NS, time: [0; 4] };
                 info.time[state as usize] = now - BOOT_NS;
                 // SAFETY: the caller's.
@@ -393,7 +411,7 @@ impl State {
                 self.wake_machine();
                 Ok(0)
             }
-            // The caller runs on vcpu 0, and only a vcpu itself may set its timer.
+            // The mock doesn't know which vcpu calls, and only a vcpu itself may set its timer.
             VCPUOP_set_singleshot_timer | VCPUOP_stop_singleshot_timer if vcpu != 0 => Err(XEN_EINVAL),
             VCPUOP_stop_singleshot_timer => {
                 self.dom(caller).timer = None;

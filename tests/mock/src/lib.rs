@@ -19,8 +19,8 @@
 //! # What it doesn't have
 //!
 //! FIFO event channels, grant tables of version 2, transfer, page tables (so no `GNTMAP_contains_pte`), physical interrupts,
-//! upcalls, a second vcpu that runs. Of an auto-translated (PVH) domain it has the frame numbers and what is done by
-//! them; that of a page is the domain's from the beginning, and one that no page has can't be mapped. `SCHEDOP_shutdown` returns, since the domain's threads have to end somewhere.
+//! upcalls, registers and timers of vcpus but the first: a vcpu is a thread that dispatches its events. Of an auto-translated (PVH)
+//! domain it has the frame numbers and what is done by them; that of a page is the domain's from the beginning, and one that no page has can't be mapped. `SCHEDOP_shutdown` returns, since the domain's threads have to end somewhere.
 //! A pointer is refused only if no guest could have it: a wrong one is the test's own fault.
 //!
 //! # Where what is

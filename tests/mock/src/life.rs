@@ -63,6 +63,8 @@ impl State {
             identity: None,
             fate: None,
             vcpus: config.vcpus,
+            vcpus_made: 1,
+            vcpus_up: 1,
         };
         self.domains.insert(id, dom);
         for vcpu in &self.shared_info(id).vcpu_info[..config.vcpus as usize] {

@@ -59,6 +59,9 @@ pub(crate) struct Dom {
     /// What becomes of the domain when it suspends itself; `None` if nobody has said.
     pub(crate) fate: Option<Fate>,
     pub(crate) vcpus: u32,
+    /// Those that have registers to run with, and those that run, a bit each.
+    pub(crate) vcpus_made: u64,
+    pub(crate) vcpus_up: u64,
 }
 
 impl Dom {
@@ -66,9 +69,9 @@ impl Dom {
         self.life == Life::Dead
     }
 
-    /// Checks that there is such a vcpu.
-    pub(crate) fn vcpu(&self, vcpu: u32) -> Result<(), i32> {
-        if vcpu < self.vcpus { Ok(()) } else { Err(XEN_ENOENT) }
+    /// Checks that there is such a vcpu, and returns its bit.
+    pub(crate) fn vcpu(&self, vcpu: u32) -> Result<u64, i32> {
+        if vcpu < self.vcpus { Ok(1 << vcpu) } else { Err(XEN_ENOENT) }
     }
 }
 

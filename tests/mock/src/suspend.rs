@@ -94,6 +94,8 @@ impl State {
             identity: None,
             fate: None,
             vcpus: 0,
+            vcpus_made: 0,
+            vcpus_up: 0,
         };
         self.domains.insert(old, dead);
         dom.timer = None;

@@ -187,6 +187,23 @@ fn only_vcpus_that_there_are_can_be_asked_for() {
 }
 
 #[test]
+fn a_vcpu_runs_when_it_has_registers_and_was_told_to_until_it_is_told_not_to() {
+    let machine = Machine::deterministic(1);
+    let domain = machine.create(DomainConfig { vcpus: 2, ..DomainConfig::default() });
+    // SAFETY: numbers; nothing but this test runs.
+    unsafe {
+        assert_eq!(vcpu::up(&domain, 1), Err(XenError::EINVAL));
+        assert_eq!(vcpu::initialise(&domain, 1, &mut std::mem::zeroed()), Ok(()));
+        assert_eq!(vcpu::initialise(&domain, 1, &mut std::mem::zeroed()), Err(XenError::EEXIST));
+        assert_eq!(vcpu::is_up(&domain, 1), Ok(false));
+        assert_eq!(vcpu::up(&domain, 1), Ok(()));
+    }
+    assert_eq!(vcpu::is_up(&domain, 1), Ok(true));
+    assert_eq!(vcpu::down(&domain, 1), Ok(()));
+    assert_eq!((vcpu::is_up(&domain, 1), vcpu::is_up(&domain, 0)), (Ok(false), Ok(true)));
+}
+
+#[test]
 fn xens_console_is_domain_0s() {
     let (machine, domain) = one();
     assert_eq!(console::write(&domain, b"hello"), Err(XenError::EPERM));

@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hypercall::Port;
+use hypercall::call::vcpu as call;
 use hypercall::event::Event;
 use hypercall::mem::PageBuf;
-use mock::{Domain, Machine};
+use mock::{Domain, DomainConfig, Machine};
 use suite::block::{self, Client, Memory};
 use suite::exec::{Program, World, run};
 use suite::node::Node;
@@ -156,6 +158,7 @@ impl Worker<'_> {
         while ends.contains(&0) {
             assert!(!self.stop.load(SeqCst), "thread {} is at {next} of {IOS}: {ends:?}", self.own);
             let mut done = Vec::new();
+            hear(self.node, self.own, self.told);
             let look = self.told[self.own].swap(false, SeqCst);
             self.place.with(|queue| {
                 let queue = queue.as_mut().expect("a connected queue");
@@ -197,6 +200,39 @@ impl Worker<'_> {
     }
 }
 
+/// The vcpu that a thread is: the first is that of the thread which leads both lives.
+const fn vcpu(thread: usize) -> u32 {
+    thread as u32 + 1
+}
+
+/// Takes the events of a thread's vcpu, at which those of the queue of the same number arrive.
+fn hear(node: &Own, thread: usize, told: &Told) {
+    node.events.dispatch(vcpu(thread), |_| told[thread].store(true, SeqCst));
+}
+
+/// Makes a domain whose vcpus all run.
+fn boot(machine: &Machine) -> Own {
+    let config = DomainConfig { vcpus: vcpu(QUEUES), ..DomainConfig::default() };
+    let node = machine.services(machine.create(config).id());
+    for thread in 0..QUEUES {
+        // SAFETY: the threads of the test are what runs.
+        unsafe {
+            call::initialise(&node.platform, vcpu(thread), &mut std::mem::zeroed()).unwrap();
+            call::up(&node.platform, vcpu(thread)).unwrap();
+        }
+    }
+    node
+}
+
+/// Lets the events of each queue arrive at a vcpu of its own. Returns their ports.
+fn spread(node: &Own, port: impl Fn(usize) -> Option<Port>) -> [Option<Port>; QUEUES] {
+    let ports = core::array::from_fn(port);
+    for (thread, port) in ports.iter().enumerate() {
+        node.events.bind_vcpu(port.expect("a connected queue"), vcpu(thread)).unwrap();
+    }
+    ports
+}
+
 /// Ends the other threads, by a panic, too.
 struct Stop<'a>(&'a AtomicBool);
 
@@ -206,12 +242,12 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Four threads of each end: those of the front end have a queue each, those of the back end look at all.
+/// Four vcpus of each end, each a thread: those of the front end have a queue each, those of the back end hear of one and look at all.
 #[test]
 fn queues_of_a_disk_are_used_by_threads_of_their_own_at_both_ends() {
     let machine = Machine::threaded();
     let toolstack = machine.services(machine.dom0().id());
-    let nodes = [machine.boot(), machine.boot()];
+    let nodes = [boot(&machine), boot(&machine)];
     machine.mark_usage();
     let device = block::disk(nodes[0].id, nodes[1].id);
     device.attach(&toolstack.store).unwrap();
@@ -252,10 +288,11 @@ fn queues_of_a_disk_are_used_by_threads_of_their_own_at_both_ends() {
                 });
                 over.fetch_add(1, SeqCst);
             }));
-            let (mut backs, told) = (backs.clone(), &back_told);
+            let (node, mut backs, told) = (&nodes[1], backs.clone(), &back_told);
             scope.spawn(move || {
                 let mut turn = own;
                 while !stop.load(SeqCst) {
+                    hear(node, own, told);
                     turn = (turn + 1) % QUEUES;
                     let look = told[turn].swap(false, SeqCst);
                     let more = backs[turn].with(|queue| {
@@ -268,28 +305,30 @@ fn queues_of_a_disk_are_used_by_threads_of_their_own_at_both_ends() {
             });
         }
         let _stop = Stop(&stop);
-        // This thread takes the events of both domains, and leads the life of both ends.
+        // This thread is the first vcpu of both domains, and leads the life of both ends.
         let (mut ports, mut asked, mut closed, mut removed) = ([[None; QUEUES]; 2], false, false, false);
         while !(closed && removed) {
             let ended = workers.iter().filter(|worker| worker.is_finished()).count();
             assert!(ended <= over.load(SeqCst), "a thread has failed");
             assert!(Instant::now() < until, "{:?} {:?} {over:?}", front.device().state(), back.device().state());
             for ((node, told), ports) in nodes.iter().zip([&front_told, &back_told]).zip(&ports) {
-                let mut take = |event: Event| {
+                let queue_of = |event: Event| ports.iter().position(|port| *port == Some(event.port));
+                node.events.dispatch(0, |event| {
+                    assert_eq!(queue_of(event), None, "an event that belongs to another vcpu");
                     if event.port == node.store.port() {
                         node.store.process();
                     }
-                    let queues = (0..QUEUES).filter(|queue| ports[*queue] == Some(event.port));
-                    queues.for_each(|queue| told[queue].store(true, SeqCst));
-                };
-                node.events.dispatch(0, &mut take);
-                node.events.dispatch_delayed(&mut take);
+                });
+                node.events.dispatch_delayed(|event| {
+                    queue_of(event).into_iter().for_each(|queue| told[queue].store(true, SeqCst));
+                });
             }
             if front.device().changed() {
                 match front.step(|_| panic!("an I/O is lost")).unwrap() {
                     front::Change::Connected(_) => {
                         assert_eq!(front.queues(), QUEUES);
-                        ports[0] = fronts.clone().map(|mut place| place.with(|queue| Some(queue.as_ref()?.port())));
+                        ports[0] =
+                            spread(&nodes[0], |queue| fronts[queue].clone().with(|queue| Some(queue.as_ref()?.port())));
                         go.store(true, SeqCst);
                     }
                     front::Change::CloseWanted => front.close().unwrap(),
@@ -300,7 +339,8 @@ fn queues_of_a_disk_are_used_by_threads_of_their_own_at_both_ends() {
             if !removed && (back.device().changed() || back.closing()) {
                 match back.step().unwrap() {
                     back::Change::Connected => {
-                        ports[1] = backs.clone().map(|mut place| place.with(|queue| Some(queue.as_ref()?.port())));
+                        ports[1] =
+                            spread(&nodes[1], |queue| backs[queue].clone().with(|queue| Some(queue.as_ref()?.port())));
                         back_told.iter().for_each(|told| told.store(true, SeqCst));
                     }
                     back::Change::Removed => removed = true,

@@ -72,6 +72,8 @@ fn every_operation<L: Layout>() {
     let expected = Counters {
         requests: 8,
         segments: 11 + 40 + 40 + 11 + 1,
+        read_sectors: (40 + 11) * 8,
+        written_sectors: (11 + 40 + 1) * 8,
         indirect: 2,
         flushes: 1,
         barriers: 1,

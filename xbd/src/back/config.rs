@@ -5,6 +5,7 @@ use core::ops::AddAssign;
 use xen_sys::io::blkif::BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST;
 
 use crate::features::{Abilities, Offer};
+use crate::protocol::Operation;
 use crate::{MAX_INDIRECT_SEGMENTS, MAX_RING_PAGES, MAX_SEGMENTS, SEGMENTS_PER_PAGE};
 
 /// What a back end offers, and what it lets one front end use of this domain.
@@ -86,6 +87,10 @@ pub struct Counters {
     pub requests: u64,
     /// Segments of requests that were given to the store.
     pub segments: u64,
+    /// Sectors of 512 bytes that were to be read.
+    pub read_sectors: u64,
+    /// Sectors of 512 bytes that were to be written, by barriers too.
+    pub written_sectors: u64,
     /// Requests whose segments stand on pages of their own.
     pub indirect: u64,
     /// Flushes that were asked for.
@@ -122,10 +127,24 @@ pub struct Counters {
     pub lost: u64,
 }
 
+impl Counters {
+    /// Counts the sectors of a request.
+    #[inline(always)]
+    pub(super) const fn add_sectors(&mut self, operation: Operation, sectors: u64) {
+        match operation {
+            Operation::Read => self.read_sectors += sectors,
+            Operation::Write | Operation::Barrier => self.written_sectors += sectors,
+            Operation::Flush | Operation::Discard | Operation::SecureDiscard => {}
+        }
+    }
+}
+
 impl AddAssign for Counters {
     fn add_assign(&mut self, other: Self) {
         self.requests += other.requests;
         self.segments += other.segments;
+        self.read_sectors += other.read_sectors;
+        self.written_sectors += other.written_sectors;
         self.indirect += other.indirect;
         self.flushes += other.flushes;
         self.barriers += other.barriers;

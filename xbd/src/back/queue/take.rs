@@ -114,6 +114,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
     fn enter(&mut self, request: Slot, segments: usize) {
         let index = self.free;
         let Some(slot) = self.slots.get_mut(usize::from(index)) else { return };
+        self.counters.add_sectors(request.operation, request.sectors);
         self.free = core::mem::replace(slot, request).link;
         self.taken[self.taken_count % TAKEN] = index;
         self.taken_count += 1;
@@ -302,6 +303,7 @@ impl<D: Domain, S: Store> Queue<D, S> {
         let (sector, sectors) = (slot.sector, slot.sectors);
         if slot.status == Status::Okay && has(&self.disk, sector, sectors) {
             self.counters.segments += u64::from(count);
+            self.counters.add_sectors(slot.operation, sectors);
             return;
         }
         self.slots[usize::from(index)].status = Status::Error;
