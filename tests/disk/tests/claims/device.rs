@@ -1,6 +1,7 @@
 //! Block devices, and file systems that can't do everything. Who isn't root, or has no loop devices, sees what is left out.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,17 +10,22 @@ use crate::common::{discard, logged, read, run, write};
 use disk::{FileStore, Options};
 use xbd::back::{Store, StoreFault, Work};
 
+/// Says so where it is seen although the test passes, which `println` isn't.
+fn left_out(command: &str, why: &str) {
+    let _ = writeln!(std::io::stderr(), "left out: {command}: {why}");
+}
+
 /// Runs a command; returns what it has printed. `None`, and a message, if it fails.
 fn tool(command: &str, arguments: &[&str]) -> Option<String> {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     match Command::new(command).args(arguments).env("PATH", path).output() {
         Ok(output) if output.status.success() => Some(String::from_utf8_lossy(&output.stdout).trim().into()),
         Ok(output) => {
-            println!("left out: {command}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            left_out(command, String::from_utf8_lossy(&output.stderr).trim());
             None
         }
         Err(error) => {
-            println!("left out: {command}: {error}");
+            left_out(command, &error.to_string());
             None
         }
     }
