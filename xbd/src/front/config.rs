@@ -29,7 +29,8 @@ pub struct Config {
     pub max_grants: u16,
     /// A back end that goes is waited for until it comes back, or another in its place, and what was in flight is sent to it again;
     /// see [`Change::Reconnecting`](super::Change::Reconnecting). One that says that it goes, and whose device the toolstack doesn't keep
-    /// (`online` isn't 1), wants us to [close](super::Change::CloseWanted) nevertheless. Default `false`.
+    /// (`online` isn't 1), wants us to [close](super::Change::CloseWanted) nevertheless, and so does one that has gone 16 times in a row
+    /// before it was connected. Default `false`.
     pub reconnect: bool,
 }
 

@@ -60,6 +60,10 @@ use crate::features::{self, Abi, Disk, Ring, Rings};
 use over::{Over, Saved};
 use queue::{Equipment, Lacks, Way};
 
+/// How often a back end may go without having been there, before it isn't waited for any more: two that can't come together would
+/// try for ever.
+const MAX_TRIES: u8 = 16;
+
 /// What a [`step`](Front::step) of the life cycle brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -103,6 +107,8 @@ pub struct Front<D: Domain, B: Buffer, Q: Place<Queue<D, B>> = Option<Queue<D, B
     seeing_off: bool,
     /// The other end has gone, and pages of what is in flight are waited for.
     recovering: bool,
+    /// Rings that were made since the disk was there last.
+    tries: u8,
     /// What is to be sent again, by the queue that had it.
     saved: Vec<Vec<Saved<B>>>,
     /// What queues have done that are gone.
@@ -158,6 +164,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
             disk: None,
             seeing_off: false,
             recovering: false,
+            tries: 0,
             saved: Vec::new(),
             past: Counters::default(),
             reports: Rate::default(),
@@ -343,6 +350,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
             place.with(|place| *place = Some(queue));
         }
         self.used = count;
+        self.tries = self.tries.saturating_add(1);
         self.device.switch(State::Initialised)?;
         Ok(Change::None)
     }
@@ -361,6 +369,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
         let mut next = equipment.iter_mut();
         self.each_queue(|queue| next.next().map(|equipment| queue.equip(equipment))).for_each(drop);
         self.device.switch(State::Connected)?;
+        self.tries = 0;
         let disk = self.learn(told);
         let mut saved = core::mem::take(&mut self.saved);
         // Fewer queues than before: what was in the others goes to those that there are.
@@ -480,9 +489,12 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
         Ok(Change::Closed)
     }
 
-    /// Tells whether a back end that has gone is to be waited for. One that has broken the protocol isn't.
+    /// Tells whether a back end that has gone is to be waited for. One that has broken the protocol isn't, and none that goes again and
+    /// again without having been there.
     fn may_recover(&mut self) -> bool {
-        self.config.reconnect && !self.each_queue(|queue| queue.is_broken()).any(|broken| broken)
+        self.config.reconnect
+            && self.tries < MAX_TRIES
+            && !self.each_queue(|queue| queue.is_broken()).any(|broken| broken)
     }
 
     /// Tells whether a back end that is Closing is to be waited for, and is one that can come back.

@@ -255,8 +255,8 @@ pub(crate) const ROWS: &[Row] = &[
         class: "reconnect of a front end",
         bug: "a back end that has broken the protocol is waited for",
         file: "xbd/src/front/mod.rs",
-        from: "self.config.reconnect && !self.each_queue(|queue| queue.is_broken()).any(|broken| broken)",
-        to: "self.config.reconnect",
+        from: "\n            && !self.each_queue(|queue| queue.is_broken()).any(|broken| broken)",
+        to: "",
         test: test(
             "suite",
             "xbd_front",

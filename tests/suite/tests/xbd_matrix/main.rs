@@ -85,11 +85,7 @@ fn full_tables(pair: &mut Pair) {
             pair.ports.push((node.clone(), port));
         }
     }
-    // A front end that waits for the next back end tries again and again.
-    for _ in 0..100 {
-        pair.front.turn(&pair.bed);
-        pair.back.as_mut().map(|back| back.turn(&pair.bed));
-    }
+    pair.follow();
 }
 
 fn hide(node: &Node, path: &str) {
