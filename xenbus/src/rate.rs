@@ -29,6 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "a million are too many for Miri, and nothing here is unsafe")]
     fn a_million_lines_in_five_seconds_are_fifty() {
         let mut rate = Rate::default();
         let told = (0..1_000_000u64).filter(|n| rate.allows(n * 5000)).count();
