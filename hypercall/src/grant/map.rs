@@ -213,7 +213,7 @@ impl<P: Platform, T: Copy> Window<P, T> {
     /// [`MapError`] of the first grant that failed; nothing is mapped then.
     pub fn map_run(&mut self, first: usize, requests: &[MapRequest]) -> Result<Shared<'_>, MapError> {
         let run = first..first.saturating_add(requests.len());
-        if let Some(slot) = run.clone().find(|slot| self.slots.get(*slot).is_some_and(|_| !self.is_empty(*slot))) {
+        if let Some(slot) = run.clone().find(|slot| *slot < self.slots.len() && !self.is_empty(*slot)) {
             return Err(MapError::Occupied { slot });
         }
         let mut result = Ok(());

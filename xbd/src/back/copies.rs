@@ -125,7 +125,8 @@ impl<P: Platform> Copies<P> {
         self.coming
     }
 
-    /// Copies the data of the writes among those that were taken, in one hypercall for 32 pages. Those that could not be copied whole have failed.
+    /// Copies the data of the writes among those that were taken, in one hypercall for 32 pages. Those that could not be copied whole
+    /// have failed.
     #[inline(never)]
     pub(super) fn fetch(&mut self, slots: &mut [Slot], taken: &[u16]) {
         self.coming = false;

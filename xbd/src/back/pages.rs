@@ -200,9 +200,9 @@ impl<P: Platform> Pages<P> {
             return self.claim(page, gref, access);
         }
         let index = self.claim(Page { kept: true, busy: true, ..page }, gref, Access::ReadWrite);
+        let bucket = self.bucket(gref);
         if let Some(keep) = self.keeps.get_mut(usize::from(index)) {
             self.kept += 1;
-            let bucket = gref.0 as usize & (self.buckets.len() - 1);
             (keep.gref, keep.bucket) = (gref, core::mem::replace(&mut self.buckets[bucket], index));
         }
         index

@@ -202,7 +202,6 @@ impl<D: Domain, S: Store> Queue<D, S> {
     fn make_room(&mut self, pages: usize) -> bool {
         // What is over is answered, and its pages are free.
         self.settle();
-        self.pages.unmap();
         if self.pages.room() < pages && self.busy == 0 {
             self.pages.expire(u64::MAX);
             self.pages.unmap();
