@@ -7,7 +7,7 @@ use core::mem::ManuallyDrop;
 
 use xen_sys::{DomId, GrantRef};
 
-use super::{Access, GrantError, Grants, Held, StillMapped};
+use super::{Access, Entries, GrantError, Grants, Held, StillMapped};
 use crate::mem::{Buffer, Segment};
 
 /// The end of a list.
@@ -53,20 +53,24 @@ impl<B: Buffer> Place<B> {
 
     /// Ends the peer's access to all segments but the first. What is ended is free, whatever becomes of the rest.
     #[inline(never)]
-    fn end_rest<G: Grants>(
+    fn end_rest(
         &mut self,
-        grants: &G,
+        entries: &impl Entries,
         stock: &mut [Entry],
         free: &mut u16,
         listed: &mut u16,
     ) -> Result<(), StillMapped> {
-        let (mut next, mut left) = (self.rest, self.rest_count);
+        let (mut next, mut left, mut last) = (self.rest, self.rest_count, NONE);
         while left > 0
-            && let Some(entry) = stock.get_mut(usize::from(next))
-            && grants.end(entry.gref).is_ok()
+            && let Some(entry) = stock.get(usize::from(next))
+            && entries.end(entry.gref).is_ok()
         {
-            next = core::mem::replace(&mut entry.next, core::mem::replace(free, next));
+            last = core::mem::replace(&mut next, entry.next);
             left -= 1;
+        }
+        // All of them at once, in the order in which they are.
+        if let Some(last) = stock.get_mut(usize::from(last)) {
+            last.next = core::mem::replace(free, self.rest);
         }
         *listed += self.rest_count - left;
         (self.rest, self.rest_count) = (next, left);
@@ -156,10 +160,10 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
     }
 
     /// Lends so many segments more of the buffer in a place, behind the first. There are as many references on the free list.
-    #[inline(never)]
+    #[inline]
     fn lend_rest(&mut self, place: u16, access: Access, count: u16, mut each: impl FnMut(GrantRef, Segment)) {
         let Self { grants, peer, places, stock, free, listed } = self;
-        let (peer, stock) = (*peer, &**stock);
+        let (peer, stock, entries) = (*peer, &**stock, grants.entries());
         let Some(at) = places.get_mut(usize::from(place)) else { return };
         let Some(buffer) = &at.buffer else { return };
         // Should `each` or the buffer panic, the place has them all, and others none.
@@ -176,7 +180,7 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
             next = entry.next;
             left -= 1;
             // SAFETY: as for the first, but that it was on the free list.
-            unsafe { grants.share(entry.gref, peer, segment.gfn, access) };
+            unsafe { entries.share(entry.gref, peer, segment.gfn, access) };
             each(entry.gref, segment);
         }
         at.rest_count = count - left;
@@ -224,7 +228,7 @@ impl<G: Grants, B: Buffer> LoanBook<G, B> {
             at.shared = false;
         }
         if at.rest_count > 0 {
-            at.end_rest(grants, stock, free, listed)?;
+            at.end_rest(&grants.entries(), stock, free, listed)?;
         }
         Ok(at.buffer.take().map(ManuallyDrop::into_inner))
     }

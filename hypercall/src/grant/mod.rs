@@ -9,13 +9,14 @@
 //!                       └─ refused: somebody still maps it ──► quarantine
 //! ```
 //!
-//! Drivers don't meet [`Grants::share`], which is unsafe: they hand pages to [`SharedPages`] (rings) or a [`Buffer`]
+//! Drivers don't meet [`Entries::share`], which is unsafe: they hand pages to [`SharedPages`] (rings) or a [`Buffer`]
 //! to a [`Loan`] (data), and get them back only when the hypervisor says that nobody maps them any more.
 //!
 //! [`Buffer`]: crate::mem::Buffer
 
 mod book;
 mod copy;
+mod entries;
 mod loan;
 mod loans;
 mod locked;
@@ -27,6 +28,7 @@ mod table;
 
 pub use book::LoanBook;
 pub use copy::{CopyBatch, CopyError, Foreign, Local};
+pub use entries::TableEntries;
 pub use loan::{Held, LendError, Loan};
 pub use loans::LoanTable;
 pub use map::{MapError, MapRequest, UnmapError, Window};
@@ -102,11 +104,15 @@ impl fmt::Display for StillMapped {
 /// of its own, with other drivers on it, lends that one. A handle: cheap to clone.
 ///
 /// # Safety
-/// `end` returns `Ok` only if the peer can't reach the page through that grant any more. `reserve` never returns a
-/// reference that somebody else holds.
+/// `reserve` never returns a reference that somebody else holds; the entries are those that Xen looks at.
 pub unsafe trait Grants: Clone {
     /// The platform whose pages are granted.
     type Platform: Platform;
+
+    /// The entries of the table.
+    type Entries<'a>: Entries
+    where
+        Self: 'a;
 
     /// Returns the platform.
     fn platform(&self) -> &Self::Platform;
@@ -123,6 +129,44 @@ pub unsafe trait Grants: Clone {
     /// The caller has reserved them, and nobody uses them for anything any more.
     unsafe fn release(&self, refs: &[GrantRef]);
 
+    /// Returns the entries, for many references one after the other: where they are is looked up once. Not for keeping: entries that
+    /// come later aren't in there.
+    fn entries(&self) -> Self::Entries<'_>;
+
+    /// [`Entries::share`] for one reference.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline]
+    unsafe fn share(&self, gref: GrantRef, peer: DomId, gfn: Gfn, access: Access) {
+        // SAFETY: the caller's.
+        unsafe { self.entries().share(gref, peer, gfn, access) };
+    }
+
+    /// [`Entries::end`] for one reference.
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    fn end(&self, gref: GrantRef) -> Result<(), StillMapped> {
+        self.entries().end(gref)
+    }
+
+    /// Takes shared references that could not be ended, with the pages behind them if they are known, and keeps all of it
+    /// out of use until nobody maps any of them; tries again whenever references are reserved or quarantined. Beyond a
+    /// cap, or if there is no memory for a copy of `refs`, references and pages are leaked. Both are counted. Never fails, and may
+    /// be called where nothing can be allocated.
+    ///
+    /// # Safety
+    /// The caller has reserved the references, and nobody uses them for anything any more; the pages are not used either.
+    unsafe fn quarantine(&self, refs: &[GrantRef], pages: Option<Pages<Self::Platform>>);
+}
+
+/// The entries of a grant table, by which a reserved reference lets a peer in, and out again.
+///
+/// # Safety
+/// `end` returns `Ok` only if the peer can't reach the page through that grant any more.
+pub unsafe trait Entries {
     /// Lets `peer` access a page through a reserved reference. One entry written, no hypercall, no lock.
     ///
     /// # Safety
@@ -135,13 +179,4 @@ pub unsafe trait Grants: Clone {
     /// # Errors
     /// [`StillMapped`] if the peer has the page mapped: nothing has changed then, and it may be tried again.
     fn end(&self, gref: GrantRef) -> Result<(), StillMapped>;
-
-    /// Takes shared references that could not be ended, with the pages behind them if they are known, and keeps all of it
-    /// out of use until nobody maps any of them; tries again whenever references are reserved or quarantined. Beyond a
-    /// cap, or if there is no memory for a copy of `refs`, references and pages are leaked. Both are counted. Never fails, and may
-    /// be called where nothing can be allocated.
-    ///
-    /// # Safety
-    /// The caller has reserved the references, and nobody uses them for anything any more; the pages are not used either.
-    unsafe fn quarantine(&self, refs: &[GrantRef], pages: Option<Pages<Self::Platform>>);
 }

@@ -3,37 +3,28 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::ptr::NonNull;
 use core::sync::atomic::{
     AtomicU32,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
+    Ordering::{Acquire, Relaxed, Release},
 };
 
-use xen_sys::grant_table::{
-    GNTTAB_NR_RESERVED_ENTRIES, GTF_invalid, GTF_permit_access, GTF_reading, GTF_readonly, GTF_writing, GrantEntryV1,
-};
-use xen_sys::{DomId, Gfn, GrantRef, XenPfn};
+use xen_sys::grant_table::{GNTTAB_NR_RESERVED_ENTRIES, GTF_invalid, GTF_reading, GTF_writing};
+use xen_sys::{GrantRef, XenPfn};
 
+use super::entries::{PER_FRAME, TableEntries, end_again};
 use super::locked::Locked;
 use super::place::Place;
-use super::{Access, GrantError, Grants, StillMapped};
+use super::{Entries, GrantError, Grants, StillMapped};
 use crate::call::grant_table::{GrantOpError, query_size, setup_table};
 use crate::error::XenError;
-use crate::mem::{OutOfMemory, PAGE_SIZE, Pages};
+use crate::mem::{OutOfMemory, Pages};
 use crate::platform::{Level, Platform};
-
-/// Entries of one frame of the table.
-const PER_FRAME: u32 = (PAGE_SIZE / size_of::<GrantEntryV1>()) as u32;
 
 /// Frames for which address space is set aside, however many Xen would allow: half a million entries.
 const MAX_FRAMES: u32 = 1024;
 
 /// References that the quarantine keeps; beyond, they are leaked. Bounds the work of trying again.
 const QUARANTINE_MAX: usize = 1024;
-
-/// How often `end` tries again because Xen changed the entry between look and swap. A peer that maps and unmaps in a loop
-/// could keep it busy; the caller may come back.
-const END_TRIES: usize = 8;
 
 /// This domain's grant table. A handle: cheap to clone, and shared by all CPUs.
 ///
@@ -214,7 +205,7 @@ impl<P: Platform> GrantTable<P> {
 
     /// Tells whether the peer maps the page of a reference just now: for kernels whose drivers ask before they end a grant.
     pub fn is_mapped(&self, gref: GrantRef) -> bool {
-        self.0.entry(gref).is_some_and(|entry| entry.flags.load(Acquire) & (GTF_reading | GTF_writing) != 0)
+        self.0.shown().entry(gref).is_some_and(|entry| entry.flags.load(Acquire) & (GTF_reading | GTF_writing) != 0)
     }
 
     /// Tries again to end what is in the quarantine. `reserve` does so too; this is for whoever waits for a peer.
@@ -325,69 +316,13 @@ impl<P: Platform> Inner<P> {
         GrantError::TableFull { entries: self.entries.load(Relaxed) }
     }
 
-    /// Returns the entry of a reference, or `None` beyond the end of the table.
+    /// Returns the entries of the frames that are shown.
     #[inline]
-    fn entry(&self, gref: GrantRef) -> Option<&GrantEntryV1> {
-        // SAFETY: the frame is shown, an entry is made of atomics, and the frame is taken away only in `drop`.
-        self.place_of(gref).map(|entry| unsafe { entry.as_ref() })
-    }
-
-    /// Returns the entries of a frame of the table, or none beyond its end.
-    fn entries_of(&self, frame: u32) -> &[GrantEntryV1] {
-        let Some(first) = self.place_of(GrantRef(frame * PER_FRAME)) else { return &[] };
-        // SAFETY: as above; a frame holds so many.
-        unsafe { NonNull::slice_from_raw_parts(first, PER_FRAME as usize).as_ref() }
-    }
-
-    /// Returns where the entry of a reference is, if its frame is shown.
-    #[inline]
-    fn place_of(&self, gref: GrantRef) -> Option<NonNull<GrantEntryV1>> {
+    fn shown(&self) -> TableEntries<'_, P> {
         // Acquire: the frame was shown before the number of entries was raised.
-        if gref.0 >= self.entries.load(Acquire) {
-            return None;
-        }
-        // SAFETY: frames are side by side, and hold `PER_FRAME` entries each.
-        let entry = unsafe { self.place.first().cast::<GrantEntryV1>().add(gref.0 as usize) };
-        Some(self.platform.mapped(entry.cast()).cast())
-    }
-
-    /// Ends the access by an entry, unless somebody maps it.
-    #[inline]
-    fn end(&self, gref: GrantRef) -> Result<(), StillMapped> {
-        // Nobody has reserved it, or it can't be reached since a suspend.
-        let Some(entry) = self.entry(gref) else { return Err(StillMapped { gref }) };
-        if Self::try_end(entry, &mut entry.flags.load(Relaxed)) { Ok(()) } else { Self::end_again(entry, gref) }
-    }
-
-    /// Ends the access by an entry that has these flags, or tells which it has.
-    #[inline(always)]
-    fn try_end(entry: &GrantEntryV1, flags: &mut u16) -> bool {
-        if *flags & (GTF_reading | GTF_writing) != 0 {
-            return false;
-        }
-        // One step for look and change: a peer that maps between the two would else keep its mapping of a page that we
-        // take for our own again. Acquire and release: what the peer's accesses did is before, and our reuse after.
-        match entry.flags.compare_exchange(*flags, GTF_invalid, AcqRel, Relaxed) {
-            Ok(_) => true,
-            Err(now) => {
-                *flags = now;
-                false
-            }
-        }
-    }
-
-    #[cold]
-    fn end_again(entry: &GrantEntryV1, gref: GrantRef) -> Result<(), StillMapped> {
-        let mut flags = entry.flags.load(Relaxed);
-        for _ in 1..END_TRIES {
-            if Self::try_end(entry, &mut flags) {
-                return Ok(());
-            }
-            if flags & (GTF_reading | GTF_writing) != 0 {
-                break;
-            }
-        }
-        Err(StillMapped { gref })
+        let count = self.entries.load(Acquire);
+        // SAFETY: frames are side by side, and are taken away only in `drop`, or by `suspend`, whose caller promises that nobody looks.
+        unsafe { TableEntries::new(&self.platform, self.place.first().cast(), count) }
     }
 
     /// Returns how many frames the table needs for `lacking` more entries.
@@ -419,12 +354,12 @@ impl<P: Platform> Inner<P> {
     /// may have left grants: they are ended, and what its peer still maps is left alone for ever.
     fn adopt(&self, state: &mut State<P>, frame: u32) {
         let first = frame * PER_FRAME;
-        for (gref, entry) in (first..first + PER_FRAME).map(GrantRef).zip(self.entries_of(frame)).rev() {
+        for (gref, entry) in (first..first + PER_FRAME).map(GrantRef).zip(self.shown().frame(frame)).rev() {
             if gref.0 < GNTTAB_NR_RESERVED_ENTRIES {
                 continue;
             }
             // Nearly all of them are unused.
-            if entry.flags.load(Acquire) == GTF_invalid || Self::end_again(entry, gref).is_ok() {
+            if entry.flags.load(Acquire) == GTF_invalid || end_again(entry, gref).is_ok() {
                 state.free.push(gref);
             } else {
                 state.stats.leaked_refs += 1;
@@ -436,8 +371,9 @@ impl<P: Platform> Inner<P> {
     fn sweep(&self) {
         self.with(|state| {
             let State { free, quarantine, .. } = state;
+            let entries = self.shown();
             for held in quarantine {
-                held.refs.retain(|gref| match self.end(*gref) {
+                held.refs.retain(|gref| match entries.end(*gref) {
                     Ok(()) => {
                         free.push(*gref);
                         false
@@ -453,10 +389,15 @@ impl<P: Platform> Inner<P> {
     }
 }
 
-// SAFETY: `end` leaves an entry in which Xen finds no access any more, by one atomic step; a reference is on the free list or
-// with one owner, as the unsafe `release` and `quarantine` promise.
+// SAFETY: a reference is on the free list or with one owner, as the unsafe `release` and `quarantine` promise; the entries are those
+// of the frames that Xen has been told.
 unsafe impl<P: Platform> Grants for GrantTable<P> {
     type Platform = P;
+
+    type Entries<'a>
+        = TableEntries<'a, P>
+    where
+        P: 'a;
 
     fn platform(&self) -> &P {
         &self.0.platform
@@ -493,23 +434,8 @@ unsafe impl<P: Platform> Grants for GrantTable<P> {
     }
 
     #[inline]
-    unsafe fn share(&self, gref: GrantRef, peer: DomId, gfn: Gfn, access: Access) {
-        let Some(entry) = self.0.entry(gref) else { return };
-        let Ok(frame) = u32::try_from(gfn.0) else { return };
-        let flags = match access {
-            Access::ReadWrite => GTF_permit_access,
-            Access::ReadOnly => GTF_permit_access | GTF_readonly,
-        };
-        entry.frame.store(frame, Relaxed);
-        entry.domid.store(peer.0, Relaxed);
-        // Release: Xen, which serves the peer on another CPU, must find frame and domain once it finds the permission. What
-        // this domain wrote to the page before is before, too.
-        entry.flags.store(flags, Release);
-    }
-
-    #[inline]
-    fn end(&self, gref: GrantRef) -> Result<(), StillMapped> {
-        self.0.end(gref)
+    fn entries(&self) -> TableEntries<'_, P> {
+        self.0.shown()
     }
 
     unsafe fn quarantine(&self, refs: &[GrantRef], pages: Option<Pages<P>>) {

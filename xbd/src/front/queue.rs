@@ -20,7 +20,7 @@ use crate::features::{Abilities, Discard, Disk};
 use crate::protocol::{Answer, Layout, Native, Operation, Segment, Status};
 use crate::{MAX_SEGMENTS, SECTOR, SEGMENTS_PER_PAGE};
 
-pub(super) type RawRequest = <Native as Layout>::Request;
+type RawRequest = <Native as Layout>::Request;
 type RawResponse = <Native as Layout>::Response;
 pub(super) type Ring<D> = FrontRing<RingPages<SharedPages<<D as Domain>::Grants>, RawRequest, RawResponse>>;
 
@@ -144,6 +144,8 @@ pub struct Queue<D: Domain, B: Buffer> {
     pub(super) unit_mask: u64,
     pub(super) buffers: LoanBook<D::Grants, B>,
     pub(super) slots: Slots,
+    /// Where a request of several segments is put together. Of what an earlier one has left nothing gets into the ring.
+    pub(super) draft: RawRequest,
     /// I/Os that were submitted and are not over.
     pub(super) ios: u32,
     /// Requests that are not answered, but for the first of each I/O.
@@ -180,6 +182,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             unit_mask: 0,
             buffers: LoanBook::new(grants, peer, 0, 0)?,
             slots: Slots::new(depth),
+            draft: RawRequest::default(),
             ios: 0,
             parts: 0,
             tables: None,

@@ -3,12 +3,12 @@
 use hypercall::GrantRef;
 use hypercall::grant::Access;
 use hypercall::mem::Buffer;
-use xen_sys::io::blkif::{BlkifOp, BlkifRequestSegment};
+use xen_sys::io::blkif::BlkifOp;
 use xenbus::Domain;
 
 use super::bounce::{Bounce, NONE};
 use super::over::{Counters, SubmitError};
-use super::queue::{Queue, RawRequest, Ring, Tables, straight};
+use super::queue::{Queue, Ring, Tables, straight};
 use super::slots::{Slot, Slots, State};
 use crate::features::Disk;
 use crate::protocol::{Data, IndirectPages, Layout, Native, Operation, Request, Segment, Segments};
@@ -74,13 +74,13 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         ends && (sector | sectors) & self.unit_mask == 0
     }
 
-    /// Lists the segments of a buffer, without their grants, if there are as many as a request takes and nothing can be said against such
+    /// Lists the segments of a buffer in the draft, without their grants, if there are as many as a request takes and nothing can be said against such
     /// an I/O. Returns how many.
     #[inline(always)]
-    fn list(&self, sector: u64, buffer: &B, to: &mut [BlkifRequestSegment; MAX_SEGMENTS]) -> Option<usize> {
+    fn list(&mut self, sector: u64, buffer: &B) -> Option<usize> {
         let (mut count, mut sectors) = (0, 0);
         for part in buffer.segments() {
-            let segment = to.get_mut(count)?;
+            let segment = self.draft.seg.get_mut(count)?;
             (segment.first_sect, segment.last_sect) = sectors_of(&part)?;
             sectors += u64::from(segment.last_sect - segment.first_sect) + 1;
             count += 1;
@@ -91,12 +91,12 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     /// Starts an I/O of several segments, as many as a request takes.
     #[inline(never)]
     fn submit_list(&mut self, operation: Operation, sector: u64, buffer: B) -> Result<(), (SubmitError, B)> {
-        let mut raw = RawRequest::default();
-        let listed = if self.bounce.is_none() { self.list(sector, &buffer, &mut raw.seg) } else { None };
+        let listed = if self.bounce.is_none() { self.list(sector, &buffer) } else { None };
         let Some(count) = listed else { return self.accept(operation, sector, 0, buffer) };
         let Some(number) = self.note_single(operation, sector, Slot::SINGLE) else { return self.is_full(buffer) };
-        let mut segments = raw.seg.iter_mut();
-        let lent = self.buffers.lend(number, access(operation), count, buffer, move |gref, _| {
+        let Self { buffers, draft, .. } = self;
+        let mut segments = draft.seg.iter_mut();
+        let lent = buffers.lend(number, access(operation), count, buffer, move |gref, _| {
             if let Some(segment) = segments.next() {
                 segment.gref = gref;
             }
@@ -106,12 +106,12 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             return self.is_full(buffer);
         }
         self.count_single(count);
-        raw.operation = operation.wire();
-        raw.nr_segments = count as u8;
-        raw.id = number.into();
-        raw.sector_number = sector;
+        self.draft.operation = operation.wire();
+        self.draft.nr_segments = count as u8;
+        self.draft.id = number.into();
+        self.draft.sector_number = sector;
         // As for `submit`.
-        let _ = self.ring.push(&raw);
+        let _ = self.ring.push(&self.draft);
         Ok(())
     }
 

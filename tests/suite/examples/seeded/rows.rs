@@ -459,8 +459,8 @@ pub(crate) const ROWS: &[Row] = &[
         class: "contiguity (XSA-229)",
         bug: "the next segment of a buffer is taken for the next frame",
         file: "hypercall/src/grant/book.rs",
-        from: "unsafe { grants.share(entry.gref, peer, segment.gfn, access) };",
-        to: "unsafe { grants.share(entry.gref, peer, crate::Gfn(buffer.segments().next().map_or(0, |first| first.gfn.0) + u64::from(count - left)), access) };",
+        from: "unsafe { entries.share(entry.gref, peer, segment.gfn, access) };",
+        to: "unsafe { entries.share(entry.gref, peer, crate::Gfn(buffer.segments().next().map_or(0, |first| first.gfn.0) + u64::from(count - left)), access) };",
         test: test("suite", "xbd_suspend", "data_of_requests_that_are_sent_again_is_that_of_before"),
     },
     Row {
@@ -498,7 +498,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row {
         class: "revoke races (XSA-396, 405)",
         bug: "look and change are two steps, with time between them",
-        file: "hypercall/src/grant/table.rs",
+        file: "hypercall/src/grant/entries.rs",
         from: "match entry.flags.compare_exchange(*flags, GTF_invalid, AcqRel, Relaxed) {",
         to: "(0..1000).for_each(|_| core::hint::spin_loop());\n            match Ok::<u16, u16>(entry.flags.swap(GTF_invalid, AcqRel)) {",
         test: test("hypercall", "claims", "grants::end_and_map_never_both_succeed"),
