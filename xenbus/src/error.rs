@@ -41,7 +41,10 @@ impl fmt::Display for NegotiationError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(error) => error.fmt(f),
-            Self::BadNode { node, value } => write!(f, "node {node} has the impossible value {value:?}"),
+            // Not by `Debug`, which brings tables of Unicode into a kernel.
+            Self::BadNode { node, value } => {
+                write!(f, "node {node} has the impossible value \"{}\"", value.escape_default())
+            }
         }
     }
 }

@@ -113,11 +113,11 @@ impl fmt::Display for StoreError {
         write!(f, "xenstore {} {}: ", self.op, self.path)?;
         match &self.cause {
             Cause::Refused(errno) => write!(f, "{}", errno.word()),
-            Cause::UnknownRefusal(word) => write!(f, "refused with an unknown error {word:?}"),
+            Cause::UnknownRefusal(word) => write!(f, "refused with an unknown error \"{}\"", word.escape_default()),
             Cause::TooLong(bytes) => write!(f, "{bytes} bytes are more than the wire takes"),
             Cause::Broken => f.write_str("the ring is corrupt, the store is out of use"),
             Cause::Malformed => f.write_str("malformed answer"),
-            Cause::BadValue(value) => write!(f, "bad value {value:?}"),
+            Cause::BadValue(value) => write!(f, "bad value \"{}\"", value.escape_default()),
             Cause::TimedOut(ns) => write!(f, "no answer within {} ms", ns / 1_000_000),
             Cause::NoWatch(watches) => write!(f, "all {watches} watches are in use"),
             Cause::Contended(tries) => write!(f, "transaction met others {tries} times"),
