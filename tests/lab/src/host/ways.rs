@@ -11,7 +11,7 @@ use suite::scenarios::noise;
 use crate::host::linux::{hex, word};
 
 /// Bytes of the disk. Its sum is taken many times in the tests.
-pub(crate) const BYTES: usize = if cfg!(test) { 64 << 10 } else { 16 << 20 };
+pub(crate) const BYTES: usize = if cfg!(test) { 64 << 10 } else { 8 << 20 };
 const SECTORS: usize = BYTES / 512;
 
 /// What the last disk has more when it has grown.
