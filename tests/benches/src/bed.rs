@@ -30,8 +30,8 @@ const SELF: DomId = DomId(0);
 
 /// Most requests at once, and most pages of one.
 pub const DEPTH: u32 = 32;
-/// See [`DEPTH`].
-pub const SEGMENTS: u32 = 11;
+/// See [`DEPTH`]: 64 KiB, as much as NetBSD transfers at once, by an indirect request.
+pub const SEGMENTS: u32 = 16;
 
 /// Sectors of the disk.
 const SECTORS: u64 = 1 << 20;

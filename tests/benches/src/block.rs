@@ -16,11 +16,13 @@ use crate::tables::{OPTIONS, Open, Opened, Part, load, xenlab_block_over};
 const REQUESTS: u32 = 256;
 
 /// What is submitted: pages of a request, and how the back end gets at them.
-pub const SHAPES: [(&str, u32, u64); 6] = [
+pub const SHAPES: [(&str, u32, u64); 8] = [
     ("mapped1", 1, MAPPED),
     ("mapped11", 11, MAPPED),
+    ("mapped16", 16, MAPPED),
     ("kept1", 1, KEPT),
     ("kept11", 11, KEPT),
+    ("kept16", 16, KEPT),
     ("copied1", 1, COPIED),
     ("copied11", 11, COPIED),
 ];
