@@ -352,6 +352,25 @@ impl<'a> Shared<'a> {
         to.set_bytes(head + WORD * words.len(), last);
     }
 
+    /// Copies eight bytes to those at `offset`: an entry of a table, written one by one.
+    ///
+    /// # Panics
+    /// As [`write`](Self::write).
+    #[inline]
+    pub fn write_entry(self, offset: usize, from: [u8; 8]) {
+        assert!(self.writable, "write to a read-only page");
+        let to = self.slice(offset, from.len());
+        // As `head` says, for Miri.
+        if cfg!(miri) || !to.va.addr().get().is_multiple_of(WORD) {
+            return to.write(0, &from);
+        }
+        for (index, word) in from.as_chunks::<WORD>().0.iter().enumerate() {
+            // SAFETY: inside the view, and aligned.
+            let target = unsafe { AtomicUsize::from_ptr(to.va.as_ptr().add(WORD * index).cast()) };
+            target.store(usize::from_ne_bytes(*word), Relaxed);
+        }
+    }
+
     /// Copies all bytes of `from` to the bytes at `offset`.
     ///
     /// # Panics

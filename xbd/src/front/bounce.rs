@@ -112,26 +112,34 @@ impl<G: Grants> Bounce<G> {
     pub(super) fn lend<B: Buffer>(&mut self, bytes: usize, written: Option<&B>, mut each: impl FnMut(Segment)) -> u16 {
         let is_written = written.is_some();
         let mut data = Cursor::new(written.into_iter().flat_map(Buffer::parts));
-        let (mut first, mut last) = (NONE, NONE);
+        // The first of the free ones become the chain.
+        let (first, mut last) = (self.vacant, NONE);
         for at in (0..bytes).step_by(PAGE_SIZE) {
-            let Some((index, gref)) = self.take_page() else { break };
+            let index = self.vacant;
+            let Some(&Page { gref, next }) = self.list.get(usize::from(index)) else { break };
+            self.vacant = next;
+            self.free -= 1;
+            last = index;
             let len = (bytes - at).min(PAGE_SIZE);
-            let page = self.pages.page(index.into());
-            let filled = data.copy(len, |offset, part| page.copy_from(offset, part));
-            if self.manner.clean {
-                page.clear_from(filled);
+            if is_written || self.manner.clean {
+                let page = self.pages.page(index.into());
+                let filled = data.copy(len, |offset, part| page.copy_from(offset, part));
+                if self.manner.clean {
+                    page.clear_from(filled);
+                }
             }
             self.share(index, is_written);
-            match self.list.get_mut(usize::from(last)) {
-                Some(last) => last.next = index,
-                None => first = index,
-            }
-            last = index;
             if let Some(segment) = Segment::new(gref, 0, (len / SECTOR).saturating_sub(1) as u8) {
                 each(segment);
             }
         }
-        first
+        match self.list.get_mut(usize::from(last)) {
+            Some(last) => {
+                last.next = NONE;
+                first
+            }
+            None => NONE,
+        }
     }
 
     /// Copies what was read out of a chain of pages. Returns how many bytes.

@@ -47,7 +47,7 @@ impl<D: Domain> Tables<D> {
     /// Writes a segment of a request.
     pub(super) fn write(&self, table: u16, index: usize, segment: Segment) {
         let at = usize::from(table) * self.group * PAGE_SIZE + index * Segment::BYTES;
-        self.pages.shared().write(at, &segment.to_bytes());
+        self.pages.shared().write_entry(at, segment.to_bytes());
     }
 
     /// Returns the grants of a request's pages.

@@ -444,13 +444,10 @@ impl Part {
 
 impl<D: Domain> Split<'_, D> {
     /// Adds the next segment.
+    #[inline]
     fn push(&mut self, segment: Segment) {
         if self.part.count == 0 {
-            self.part.planned = self.left.min(self.per_request);
-            if self.part.planned > MAX_SEGMENTS {
-                // There is one: there are as many as requests that are so large.
-                self.part.table = self.sender.tables.as_mut().and_then(Tables::take).unwrap_or(NONE);
-            }
+            self.plan();
         }
         match self.sender.tables {
             Some(tables) if self.part.table != NONE => tables.write(self.part.table, self.part.count, segment),
@@ -465,6 +462,18 @@ impl<D: Domain> Split<'_, D> {
         }
     }
 
+    /// Begins the next request.
+    #[inline(never)]
+    fn plan(&mut self) {
+        self.part.planned = self.left.min(self.per_request);
+        if self.part.planned > MAX_SEGMENTS {
+            // There is one: there are as many as requests that are so large.
+            self.part.table = self.sender.tables.as_mut().and_then(Tables::take).unwrap_or(NONE);
+        }
+    }
+
+    /// Sends the request at hand.
+    #[inline(never)]
     fn send(&mut self) {
         let Part { count, sectors, table, list, .. } = core::mem::replace(&mut self.part, Part::EMPTY);
         let pages = match self.sender.tables {

@@ -17,6 +17,10 @@ use crate::{SECTOR, SEGMENTS_PER_PAGE};
 /// First and last sector of a page.
 const WHOLE: (u8, u8) = (0, (PAGE_SIZE / SECTOR - 1) as u8);
 
+/// Segments of an indirect page that are read at once; as many of them make up a page.
+const RUN: usize = 16;
+const _: () = assert!(SEGMENTS_PER_PAGE.is_multiple_of(RUN));
+
 /// How the taking of requests has ended.
 pub(super) enum Taken {
     /// There are none any more, or enough were taken for one call.
@@ -279,28 +283,29 @@ impl<D: Domain, S: Store> Queue<D, S> {
             return;
         }
         let access = access(slot.operation);
-        let (mark, mut last) = (self.pages.mark(), self.pages.last(page));
-        for number in 0..count {
-            let place = usize::from(number) % SEGMENTS_PER_PAGE;
-            if place == 0 && number > 0 {
+        let (mark, tail) = (self.pages.mark(), self.pages.last(page));
+        let (mut last, mut sectors) = (tail, 0);
+        let mut bytes = [0; RUN * Segment::BYTES];
+        'request: for first in (0..count).step_by(RUN) {
+            let place = usize::from(first) % SEGMENTS_PER_PAGE;
+            if place == 0 && first > 0 {
                 page = self.pages.next(page);
             }
-            let mut bytes = [0; Segment::BYTES];
+            let run = usize::from(count - first).min(RUN);
             if let Some(view) = self.pages.view(page) {
-                view.read(place * Segment::BYTES, &mut bytes);
+                view.read(place * Segment::BYTES, &mut bytes[..run * Segment::BYTES]);
             }
-            let Ok(segment) = Segment::from_bytes(bytes, number) else {
-                slot.status = Status::Error;
-                break;
-            };
-            last = self.pages.add_behind(last, segment.gref(), segment.part(), access);
-            if number == 0 {
-                slot.data = last;
+            for (number, bytes) in (first..).zip(&bytes.as_chunks().0[..run]) {
+                let Ok(segment) = Segment::from_bytes(*bytes, number) else {
+                    slot.status = Status::Error;
+                    break 'request;
+                };
+                last = self.pages.add_behind(last, segment.gref(), segment.part(), access);
+                sectors += segment.sectors();
             }
-            slot.sectors += segment.sectors();
         }
-        let (sector, sectors) = (slot.sector, slot.sectors);
-        if slot.status == Status::Okay && has(&self.disk, sector, sectors) {
+        (slot.data, slot.sectors) = (self.pages.next(tail), sectors);
+        if slot.status == Status::Okay && has(&self.disk, slot.sector, sectors) {
             self.counters.segments += u64::from(count);
             self.counters.add_sectors(slot.operation, sectors);
             return;
