@@ -54,6 +54,7 @@ static const struct xenpv_counter xbd_counters[] = {
 	COUNTER(indirect, "Indirect ones among them"),
 	COUNTER(segments, "Data segments in them"),
 	COUNTER(flushes, "Flushes among them"),
+	COUNTER(barriers, "Barriers among them"),
 	COUNTER(discards, "Discards among them"),
 	COUNTER(notifications, "Events sent to the back end"),
 	COUNTER(errors, "Transfers that failed"),

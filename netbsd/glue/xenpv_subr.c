@@ -52,7 +52,7 @@ CTASSERT(XENPV_ENOSYS == ENOSYS);
 CTASSERT(XENPV_EBADMSG == EBADMSG);
 /* What crosses it by address is the same on both sides. */
 CTASSERT(sizeof(struct xenpv_xbd_info) == 24);
-CTASSERT(sizeof(struct xenpv_xbd_counters) == 96);
+CTASSERT(sizeof(struct xenpv_xbd_counters) == 104);
 CTASSERT(sizeof(struct xenpv_cons_counters) == 24);
 CTASSERT(sizeof(struct xenpv_grant_counters) == 16);
 /* Xen's pages, and so grants, are of this size. */

@@ -22,7 +22,7 @@
  * The version of the C interface. It changes whenever a kernel that was
  * compiled with an older header could go wrong with the library.
  */
-#define XENPV_ABI 2
+#define XENPV_ABI 3
 
 /* The most queues that a disk can be given. */
 #define XENPV_XBD_MAX_QUEUES 16
@@ -225,6 +225,8 @@ struct xenpv_xbd_counters {
 	uint64_t segments;
 	/* Flushes among the requests. */
 	uint64_t flushes;
+	/* Barriers among the requests. */
+	uint64_t barriers;
 	/* Discards among the requests. */
 	uint64_t discards;
 	/* Events sent to the back end. */

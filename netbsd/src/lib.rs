@@ -41,7 +41,7 @@ pub mod upcalls;
 
 /// The version of the C interface. It changes whenever a kernel that was compiled with an older header could go wrong with the
 /// library.
-pub const XENPV_ABI: u32 = 2;
+pub const XENPV_ABI: u32 = 3;
 
 /// Returns the version of the C interface that the library has, for comparison with `XENPV_ABI` of the header.
 ///

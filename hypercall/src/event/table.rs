@@ -1,16 +1,25 @@
 //! The two-level scheme of event channels: a bit a port in the shared page, and above it a bit a word for each vcpu.
 
 mod delay;
+#[cfg(all(test, loom))]
+mod model;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+#[cfg(not(all(test, loom)))]
+use core::sync::atomic::{AtomicU32, AtomicUsize};
+use core::{array, fmt};
 
 use xen_sys::arch_x86::xen::XEN_LEGACY_MAX_VCPUS;
+#[cfg(not(all(test, loom)))]
 use xen_sys::xen::SharedInfo;
 use xen_sys::{DomId, Port};
+
+// The same code, under all interleavings: on what loom can follow, and fewer ports.
+#[cfg(all(test, loom))]
+use model::{AtomicU32, AtomicUsize, SharedInfo, WORD};
 
 use super::{EventError, Events, Polled};
 use crate::call::event_channel::{self as call, Status};
@@ -18,6 +27,7 @@ use crate::error::XenError;
 use crate::platform::Platform;
 
 /// Bits of a word, and words of the shared page.
+#[cfg(not(all(test, loom)))]
 const WORD: u32 = usize::BITS;
 
 /// Ports that the two-level scheme has.
@@ -108,8 +118,8 @@ impl<P: Platform> EventChannels<P> {
     /// `shared` is the domain's shared page, and stays mapped there as long as there is a handle.
     pub unsafe fn new(platform: P, shared: NonNull<SharedInfo>) -> Self {
         let ports = (0..PORTS).map(|_| Slot::default()).collect();
-        let (next, suspends) = ([const { AtomicU32::new(0) }; _], AtomicU32::new(0));
-        let delayed = [const { AtomicUsize::new(0) }; _];
+        let (next, suspends) = (array::from_fn(|_| AtomicU32::new(0)), AtomicU32::new(0));
+        let delayed = array::from_fn(|_| AtomicUsize::new(0));
         let this = Self(Arc::new(Inner { platform, shared, ports, next, suspends, delayed }));
         this.mask_all();
         this

@@ -201,7 +201,7 @@ impl State {
         let now = queue.counters();
         let counters = &mut self.counters;
         (counters.requests, counters.indirect, counters.segments) = (now.requests, now.indirect, now.segments);
-        (counters.flushes, counters.discards) = (now.flushes, now.discards);
+        (counters.flushes, counters.barriers, counters.discards) = (now.flushes, now.barriers, now.discards);
         (counters.notifications, counters.errors) = (now.notifications, now.errors);
         counters.still_mapped = now.still_mapped;
     }

@@ -118,6 +118,8 @@ pub struct DiskCounters {
     pub segments: u64,
     /// Flushes among the requests.
     pub flushes: u64,
+    /// Barriers among the requests.
+    pub barriers: u64,
     /// Discards among the requests.
     pub discards: u64,
     /// Events sent to the back end.
@@ -135,7 +137,7 @@ pub struct DiskCounters {
     /// Transfers that will never be over, because a back end that is gone keeps their pages.
     pub kept: u64,
 }
-static_assertions::const_assert_eq!(size_of::<DiskCounters>(), 96);
+static_assertions::const_assert_eq!(size_of::<DiskCounters>(), 104);
 
 impl core::ops::AddAssign for DiskCounters {
     fn add_assign(&mut self, other: Self) {
@@ -143,6 +145,7 @@ impl core::ops::AddAssign for DiskCounters {
         self.indirect += other.indirect;
         self.segments += other.segments;
         self.flushes += other.flushes;
+        self.barriers += other.barriers;
         self.discards += other.discards;
         self.notifications += other.notifications;
         self.errors += other.errors;

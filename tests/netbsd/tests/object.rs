@@ -133,7 +133,7 @@ fn layouts_of_rust() -> BTreeMap<String, usize> {
     layout!(facts, DiskSetup, "xenpv_xbd_setup", name path device mutexes arg done max_transfer queues);
     layout!(facts, DiskInfo, "xenpv_xbd_info", sectors sector_size physical_sector_size flags queues);
     layout!(facts, DiskCounters, "xenpv_xbd_counters",
-        requests indirect segments flushes discards notifications errors still_mapped bounced bounce_busy queue_full kept);
+        requests indirect segments flushes barriers discards notifications errors still_mapped bounced bounce_busy queue_full kept);
     layout!(facts, ConsoleCounters, "xenpv_cons_counters", written read notifications);
     layout!(facts, GrantCounters, "xenpv_grant_counters", entries free quarantined leaked);
     facts.insert("XENPV_ABI".into(), xenpv::XENPV_ABI as usize);

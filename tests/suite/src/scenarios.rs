@@ -251,6 +251,9 @@ fn block_features<P: Platform, W: World>(bed: &mut Bed<'_, P, W>) -> Result<Vec<
         let did = served.counters;
         ensure(did.refused == 0 && did.unmappable == 0 && did.lost == 0, format_args!("{way}: {did:?}"))?;
         ensure((did.barriers, did.discards) == (1, 2), format_args!("{way}: {did:?}"))?;
+        let same =
+            (counters.flushes, counters.barriers, counters.discards) == (did.flushes, did.barriers, did.discards);
+        ensure(same && counters.reconnections == 0, format_args!("{way}: {counters:?}"))?;
         ensure((did.indirect > 0) == (back_config.max_indirect_segments > 0), format_args!("{way}: {did:?}"))?;
         ensure((did.reused > 0) == front_config.persistent, format_args!("{way}: {did:?}"))?;
         let bounced = front_config.persistent || !front_config.trusted;

@@ -111,8 +111,10 @@ pub struct Front<D: Domain, B: Buffer, Q: Place<Queue<D, B>> = Option<Queue<D, B
     tries: u8,
     /// What is to be sent again, by the queue that had it.
     saved: Vec<Vec<Saved<B>>>,
-    /// What queues have done that are gone.
+    /// What queues have done that are gone, and what none does by itself.
     past: Counters,
+    /// There has been a back end.
+    met: bool,
     reports: Rate,
     patience_ns: u64,
     /// When the other end has had its time to let go of what is lost.
@@ -167,6 +169,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
             tries: 0,
             saved: Vec::new(),
             past: Counters::default(),
+            met: false,
             reports: Rate::default(),
             patience_ns: 0,
             out_of_patience: None,
@@ -370,6 +373,7 @@ impl<D: Domain, B: Buffer, Q: Place<Queue<D, B>>> Front<D, B, Q> {
         self.each_queue(|queue| next.next().map(|equipment| queue.equip(equipment))).for_each(drop);
         self.device.switch(State::Connected)?;
         self.tries = 0;
+        self.past.reconnections += u64::from(core::mem::replace(&mut self.met, true));
         let disk = self.learn(told);
         let mut saved = core::mem::take(&mut self.saved);
         // Fewer queues than before: what was in the others goes to those that there are.

@@ -208,6 +208,8 @@ pub struct Counters {
     pub bounced_bytes: u64,
     /// Flushes among the requests.
     pub flushes: u64,
+    /// Barriers among the requests.
+    pub barriers: u64,
     /// Discards among the requests.
     pub discards: u64,
     /// Events sent to the back end.
@@ -218,6 +220,8 @@ pub struct Counters {
     pub still_mapped: u64,
     /// How often an I/O was not taken because the queue was full.
     pub full: u64,
+    /// How often another back end was connected to, behind the first. Of a disk; of one of its queues 0, for it has no more than one.
+    pub reconnections: u64,
 }
 
 impl AddAssign for Counters {
@@ -227,11 +231,13 @@ impl AddAssign for Counters {
         self.segments += other.segments;
         self.bounced_bytes += other.bounced_bytes;
         self.flushes += other.flushes;
+        self.barriers += other.barriers;
         self.discards += other.discards;
         self.notifications += other.notifications;
         self.errors += other.errors;
         self.still_mapped += other.still_mapped;
         self.full += other.full;
+        self.reconnections += other.reconnections;
     }
 }
 

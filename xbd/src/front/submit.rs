@@ -405,6 +405,7 @@ impl<D: Domain> Sender<'_, D> {
         self.counters.requests += 1;
         match operation.wire() {
             BlkifOp::FLUSH_DISKCACHE => self.counters.flushes += 1,
+            BlkifOp::WRITE_BARRIER => self.counters.barriers += 1,
             BlkifOp::DISCARD => self.counters.discards += 1,
             _ => {}
         }

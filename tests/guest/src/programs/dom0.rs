@@ -230,6 +230,7 @@ async fn serve_way(
         ("requests", did.requests),
         ("indirect", did.indirect),
         ("flushes", did.flushes),
+        ("barriers", did.barriers),
         ("discards", did.discards),
     ] {
         ensure(

@@ -1,8 +1,8 @@
 //! A front end that breaks every rule that it can, until the toolstack asks for the end: `hostile [seed=N]`. Its domain's disk is
 //! served by somebody who must stay unharmed, and serve the others meanwhile.
 //!
-//! In each round it connects as an honest front end does, lies in one way, and leaves, often without a word. It writes the protocol by
-//! hand: the drivers of this project would not let it lie.
+//! In each round it connects as an honest front end does, in one of the two layouts, lies in one way, and leaves, often without a word. It
+//! writes the protocol by hand: the drivers of this project would not let it lie.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -36,9 +36,31 @@ const PAUSE_NS: u64 = 200_000_000;
 const REQ_PROD: usize = 0;
 const RSP_PROD: usize = 8;
 const SLOTS: usize = 64;
-/// io/blkif.h: bytes of a slot, and slots of a ring of one page.
-const SLOT: usize = 112;
+/// io/blkif.h: slots of a ring of one page, bytes of a request at most, and of a segment.
 const RING: u32 = 32;
+const REQUEST: usize = 112;
+const SEGMENT: usize = 8;
+/// io/blkif.h: operations.
+const DISCARD: u8 = 5;
+const INDIRECT: u8 = 6;
+
+/// io/blkif.h: where something stands in a request. Operation and number of segments are where they are in both.
+struct Layout {
+    /// As the node `protocol` has it.
+    name: &'static str,
+    slot: usize,
+    id: usize,
+    sector: usize,
+    /// Segments, or the sectors of a discard.
+    data: usize,
+    /// Pages of segments.
+    tables: usize,
+}
+
+const LAYOUTS: [Layout; 2] = [
+    Layout { name: "x86_64-abi", slot: 112, id: 8, sector: 16, data: 24, tables: 28 },
+    Layout { name: "x86_32-abi", slot: 108, id: 4, sector: 12, data: 20, tables: 24 },
+];
 
 type Store_ = XenStore<Bare, EventChannels<Bare>>;
 
@@ -49,6 +71,10 @@ enum Lie {
     Noise,
     /// Requests that look good but for one field each.
     Fields,
+    /// Indirect requests with one thing wrong in each, or on their page of segments.
+    Indirect,
+    /// Discards of nothing, or beyond the end, or around it.
+    Discard,
     /// Requests that go on changing while they are read.
     Scribble,
     /// An index that jumps.
@@ -59,7 +85,8 @@ enum Lie {
     Leave,
 }
 
-const LIES: [Lie; 6] = [Lie::Noise, Lie::Fields, Lie::Scribble, Lie::Jump, Lie::Nodes, Lie::Leave];
+const LIES: [Lie; 8] =
+    [Lie::Noise, Lie::Fields, Lie::Indirect, Lie::Discard, Lie::Scribble, Lie::Jump, Lie::Nodes, Lie::Leave];
 
 /// What the lies have come to.
 #[derive(Debug, Default)]
@@ -170,6 +197,7 @@ impl Liar {
         self.other_is(&device, State::InitWait)?;
         let page = SharedPages::new(&own.grants, device.other_id(), 1).context("ring")?;
         let data = SharedPages::new(&own.grants, device.other_id(), 1).context("data")?;
+        let layout = &LAYOUTS[self.random.below(2) as usize];
         let channel = Channel::offer(&own.events, device.other_id()).context("port")?;
         // The index at which the other end is to tell of an answer.
         page.shared().word(RSP_PROD + 4).store(1, Release);
@@ -181,14 +209,14 @@ impl Liar {
         }
         device.write_own(Tx::NONE, "ring-ref", gref).context("tell the ring")?;
         device.write_own(Tx::NONE, "event-channel", port).context("tell the port")?;
-        device.write_own(Tx::NONE, "protocol", "x86_64-abi").context("tell the protocol")?;
+        device.write_own(Tx::NONE, "protocol", layout.name).context("tell the protocol")?;
         device.switch(State::Initialised).context("offer")?;
         let refused = || State::Closing == device.other_state().unwrap_or(State::Unknown);
         if lie == Lie::Nodes {
             self.other_is(&device, State::Closing)?;
         } else {
             self.other_is(&device, State::Connected)?;
-            self.tell(lie, &page, &data, &channel);
+            self.tell(lie, layout, &page, &data, &channel);
         }
         let answered = || page.shared().word(RSP_PROD).load(Relaxed) != 0;
         if lie != Lie::Leave {
@@ -209,6 +237,7 @@ impl Liar {
     fn tell(
         &mut self,
         lie: Lie,
+        layout: &Layout,
         page: &SharedPages<GrantTable<Bare>>,
         data: &SharedPages<GrantTable<Bare>>,
         channel: &Channel<EventChannels<Bare>>,
@@ -219,12 +248,18 @@ impl Liar {
             Lie::Noise => self.noise(page),
             Lie::Jump => self.random.next() | 1 << 31,
             _ => {
+                if lie == Lie::Indirect {
+                    self.scrawl(data);
+                }
                 for slot in 0..RING {
-                    let mut request = request(slot, self.random.below(2) as u8, good);
-                    if lie != Lie::Leave {
-                        self.spoil(&mut request);
+                    let mut request = layout.request(slot, self.random.below(2) as u8, good);
+                    match lie {
+                        Lie::Indirect => self.spoil_indirect(layout, &mut request, good),
+                        Lie::Discard => self.spoil_discard(layout, &mut request),
+                        Lie::Leave => {}
+                        _ => self.spoil(layout, &mut request),
                     }
-                    ring.write(SLOTS + slot as usize * SLOT, &request);
+                    ring.write(SLOTS + slot as usize * layout.slot, &request[..layout.slot]);
                 }
                 RING
             }
@@ -252,22 +287,72 @@ impl Liar {
     }
 
     /// Changes one field of a request, or none.
-    fn spoil(&mut self, request: &mut [u8; SLOT]) {
+    fn spoil(&mut self, layout: &Layout, request: &mut [u8; REQUEST]) {
+        let Layout { sector, data, .. } = *layout;
         // Operation, number of segments, sector, first segment's reference, its first and last sector.
-        let fields = [0..1, 1..2, 16..24, 24..28, 28..29, 29..30, 0..0];
+        let fields = [0..1, 1..2, sector..sector + 8, data..data + 4, data + 4..data + 5, data + 5..data + 6, 0..0];
         let field = fields[self.random.below(fields.len() as u32) as usize].clone();
         self.random.fill(&mut request[field]);
     }
+
+    /// Makes a page one of segments: eight that are good, each a sector of that page itself, and noise.
+    fn scrawl(&mut self, data: &SharedPages<GrantTable<Bare>>) {
+        let mut table = [0; PAGE_SIZE];
+        self.random.fill(&mut table);
+        for (segment, sector) in table.chunks_exact_mut(SEGMENT).zip(0..8) {
+            segment[..4].copy_from_slice(&data.refs()[0].0.to_le_bytes());
+            segment[4..].copy_from_slice(&[sector, sector, 0, 0]);
+        }
+        data.shared().write(0, &table);
+    }
+
+    /// Makes a request an indirect one, in which one thing is wrong, or none.
+    fn spoil_indirect(&mut self, layout: &Layout, request: &mut [u8; REQUEST], table: u32) {
+        let (mut inner, mut segments, mut gref) = (request[0], 1 + self.random.below(8) as u16, table);
+        match self.random.below(6) {
+            0 => segments = 0,
+            // More than are offered, or than there can be.
+            1 => segments = 257 + self.random.below(65_000) as u16,
+            // Of another operation: one that moves no data, an indirect one, or none.
+            2 => inner = 2 + self.random.below(254) as u8,
+            3 => gref = self.random.next(),
+            // The noise on the page.
+            4 => segments = 9 + self.random.below(248) as u16,
+            _ => {}
+        }
+        (request[0], request[1]) = (INDIRECT, inner);
+        request[2..4].copy_from_slice(&segments.to_le_bytes());
+        request[layout.data..].fill(0);
+        request[layout.tables..][..4].copy_from_slice(&gref.to_le_bytes());
+    }
+
+    /// Makes a request a discard, secure or not, with something wrong in where it is, or nothing but that it may not be aligned.
+    fn spoil_discard(&mut self, layout: &Layout, request: &mut [u8; REQUEST]) {
+        let (far, near) = (u64::MAX - u64::from(self.random.below(16)), u64::from(self.random.below(16)));
+        let (sector, sectors) = match self.random.below(5) {
+            0 => (near, 0),
+            1 => (far, near),
+            2 => (near, far),
+            3 => (far, far),
+            _ => (near, near),
+        };
+        (request[0], request[1]) = (DISCARD, self.random.next() as u8);
+        request[layout.data..].fill(0);
+        request[layout.sector..][..8].copy_from_slice(&sector.to_le_bytes());
+        request[layout.data..][..8].copy_from_slice(&sectors.to_le_bytes());
+    }
 }
 
-/// Makes a good request: a page of the disk, read or written.
-fn request(number: u32, operation: u8, gref: u32) -> [u8; SLOT] {
-    let mut request = [0; SLOT];
-    request[0] = operation;
-    request[1] = 1;
-    request[8..16].copy_from_slice(&u64::from(number).to_le_bytes());
-    request[16..24].copy_from_slice(&u64::from(number * 8).to_le_bytes());
-    request[24..28].copy_from_slice(&gref.to_le_bytes());
-    request[29] = 7;
-    request
+impl Layout {
+    /// Makes a good request: a page of the disk, read or written.
+    fn request(&self, number: u32, operation: u8, gref: u32) -> [u8; REQUEST] {
+        let mut request = [0; REQUEST];
+        request[0] = operation;
+        request[1] = 1;
+        request[self.id..][..8].copy_from_slice(&u64::from(number).to_le_bytes());
+        request[self.sector..][..8].copy_from_slice(&u64::from(number * 8).to_le_bytes());
+        request[self.data..][..4].copy_from_slice(&gref.to_le_bytes());
+        request[self.data + 5] = 7;
+        request
+    }
 }

@@ -262,11 +262,13 @@ async fn use_disk(node: &Node<Bare>, way: &Way) -> Result<Client<Bare>, Failure>
         disk.flush().await?;
     }
     println!("xenlab: {name} after {}", hex(&disk.sha256().await?));
-    let Counters { requests, indirect, bounced_bytes, flushes, discards, notifications, .. } = disk.counters();
+    let counters = disk.counters();
+    let Counters { requests, indirect, bounced_bytes, flushes, barriers, discards, notifications, .. } = counters;
     println!(
         "xenlab: {name} used queues={} requests={requests} indirect={indirect} copied={bounced_bytes} flushes={flushes} \
-         discards={discards} notifications={notifications}",
+         barriers={barriers} discards={discards} notifications={notifications} reconnections={}",
         disk.queues(),
+        counters.reconnections,
     );
     Ok(disk)
 }

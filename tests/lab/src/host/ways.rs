@@ -110,6 +110,7 @@ impl Way {
             ("queues", count(&used, "queues")?, queues),
             ("discards", count(&used, "discards")?, writes),
             ("flushes", count(&used, "flushes")?, writes),
+            ("barriers", count(&used, "barriers")?, writes),
             // Two times read, once written; Linux counts a barrier as a flush.
             ("rd_sect of Linux", count(&served, "rd_sect")?, 2 * SECTORS as u64),
             ("wr_sect of Linux", count(&served, "wr_sect")?, writes * SECTORS as u64),
@@ -196,7 +197,7 @@ pub(crate) mod tests {
                  guest: xenlab: {disk} before {before}\n\
                  guest: xenlab: {disk} after {after}\n\
                  guest: xenlab: {disk} used queues=2 requests=100 indirect=97 copied={copied} \
-                 flushes={writes} discards={writes}\n\
+                 flushes={writes} barriers={writes} discards={writes} reconnections=0\n\
                  xenlab-dom0: offered {disk}{offered}{discard} sector-size={unit} multi-queue-max-queues=3\n\
                  xenlab-dom0: served {disk} rd_req={} wr_req=37 f_req={} ds_req={writes} rd_sect={} wr_sect={}\n",
                 63 - 3 * writes,
@@ -244,6 +245,7 @@ pub(crate) mod tests {
             (&*format!("xvdc after {after}"), "xvdc after 1", "xvdc: SHA-256 in the guest after"),
             (&*format!("xenlab-dom0: xvdc {after}"), "xenlab-dom0: xvdc 1", "xvdc: SHA-256 in dom0"),
             ("used queues=2", "used queues=1", "queues: 1"),
+            ("barriers=1", "barriers=0", "barriers: 0"),
             ("copied=0", "copied=4096", "bytes copied: 4096"),
             ("copied=196608", "copied=0", "bytes copied: 0"),
             ("indirect=97", "indirect=0", "none of 100 requests was indirect"),

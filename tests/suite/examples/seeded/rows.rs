@@ -33,7 +33,11 @@ pub(crate) const ROWS: &[Row] = &[
         file: "xbd/src/back/queue/take.rs",
         from: "let inside = sector.checked_add(sectors).is_some_and(|end| end <= disk.sectors);",
         to: "let inside = sector.wrapping_add(sectors) <= disk.sectors;",
-        test: test("suite", "xbd_hostile_front", "sectors_beyond_the_end_are_refused_and_up_to_it_are_served"),
+        test: test(
+            "suite",
+            "xbd_hostile_front",
+            "requests::sectors_beyond_the_end_are_refused_and_up_to_it_are_served",
+        ),
     },
     Row {
         class: "read-only (CVE-2013-2140)",
@@ -41,7 +45,7 @@ pub(crate) const ROWS: &[Row] = &[
         file: "xbd/src/back/queue/take.rs",
         from: "if request.operation.mutates() && self.disk.read_only {",
         to: "if request.operation == Operation::Barrier && self.disk.read_only {",
-        test: test("suite", "xbd_hostile_front", "read_only_disk_takes_no_write_of_any_kind"),
+        test: test("suite", "xbd_hostile_front", "requests::read_only_disk_takes_no_write_of_any_kind"),
     },
     Row {
         class: "read-only, inside an indirect request (CVE-2013-2140)",
@@ -69,7 +73,7 @@ pub(crate) const ROWS: &[Row] = &[
         file: "xbd/src/back/queue/take.rs",
         from: "        self.counters.refused += 1;\n        self.ring.respond(&Answer { id, operation, status });",
         to: "        self.counters.refused += 1;\n        if status != Status::NotSupported {\n            self.ring.respond(&Answer { id, operation, status });\n        }",
-        test: test("suite", "xbd_hostile_front", "read_only_disk_takes_no_write_of_any_kind"),
+        test: test("suite", "xbd_hostile_front", "requests::read_only_disk_takes_no_write_of_any_kind"),
     },
     Row {
         class: "partial grant failures (XSA-361…371)",
@@ -93,7 +97,7 @@ pub(crate) const ROWS: &[Row] = &[
         file: "xbd/src/back/mod.rs",
         from: "if self.reports.allows(platform.now_ns()) {",
         to: "if self.reports.allows(platform.now_ns()) | true {",
-        test: test("suite", "xbd_hostile_front", "what_a_front_end_makes_us_report_has_a_rate"),
+        test: test("suite", "xbd_hostile_front", "life::what_a_front_end_makes_us_report_has_a_rate"),
     },
     Row {
         class: "partial grant failures (XSA-361…371)",
@@ -124,7 +128,7 @@ pub(crate) const ROWS: &[Row] = &[
         test: test(
             "suite",
             "xbd_hostile_front",
-            "front_end_that_dies_while_the_disk_works_is_let_go_of_when_it_is_done_and_not_before",
+            "life::front_end_that_dies_while_the_disk_works_is_let_go_of_when_it_is_done_and_not_before",
         ),
     },
     Row {
@@ -157,7 +161,7 @@ pub(crate) const ROWS: &[Row] = &[
         file: "xbd/src/front/queue.rs",
         from: "self.channel.handled(any);",
         to: "self.channel.handled(any || self.broken.is_none());",
-        test: test("suite", "xbd_hostile_back", "events_without_answers_cost_a_look_now_and_then"),
+        test: test("suite", "xbd_hostile_back", "answers::events_without_answers_cost_a_look_now_and_then"),
     },
     Row {
         class: "double fetch of segments (XSA-155)",
@@ -193,7 +197,7 @@ pub(crate) const ROWS: &[Row] = &[
         file: "xbd/src/front/slots.rs",
         from: "let right = self.expects == u16::from(operation.0);",
         to: "let right = self.expects != NOTHING && operation.0 < 99;",
-        test: test("suite", "xbd_hostile_back", "response_for_another_operation_breaks_the_queue"),
+        test: test("suite", "xbd_hostile_back", "answers::response_for_another_operation_breaks_the_queue"),
     },
     Row {
         class: "response ids (XSA-376)",
@@ -201,7 +205,7 @@ pub(crate) const ROWS: &[Row] = &[
         file: "xbd/src/front/queue.rs",
         from: "let Answer { id, operation, status } = Native::answer(&response);\n",
         to: "let Answer { id, operation, mut status } = Native::answer(&response);\n            if matches!(status, Status::Unknown(_)) {\n                status = Status::Okay;\n            }\n",
-        test: test("suite", "xbd_hostile_back", "every_status_ends_its_request_and_none_breaks_the_queue"),
+        test: test("suite", "xbd_hostile_back", "answers::every_status_ends_its_request_and_none_breaks_the_queue"),
     },
     Row {
         class: "revoke races (XSA-396, 405)",
@@ -209,7 +213,7 @@ pub(crate) const ROWS: &[Row] = &[
         file: "xbd/src/front/queue.rs",
         from: "let Ok(buffer) = self.buffers.recall(number) else { return false };",
         to: "let buffer = self.buffers.recall(number).unwrap_or(None);",
-        test: test("suite", "xbd_hostile_back", "buffer_is_not_given_back_before_the_back_end_lets_go_of_it"),
+        test: test("suite", "xbd_hostile_back", "answers::buffer_is_not_given_back_before_the_back_end_lets_go_of_it"),
     },
     Row {
         class: "information leaks (XSA-216, 403)",
@@ -289,7 +293,7 @@ pub(crate) const ROWS: &[Row] = &[
         file: "xbd/src/features.rs",
         from: "            Some(pages) if pages <= u32::from(offer.max_ring_pages) => pages,",
         to: "            Some(pages) if pages <= 1 << 31 => pages,",
-        test: test("suite", "xbd_hostile_front", "nodes_that_are_garbage_close_the_device_and_it_can_come_back"),
+        test: test("suite", "xbd_hostile_front", "life::nodes_that_are_garbage_close_the_device_and_it_can_come_back"),
     },
     Row {
         class: "errors of any operation of the store",

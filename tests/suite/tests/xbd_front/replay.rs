@@ -61,7 +61,8 @@ fn what_is_in_flight_is_sent_to_the_next_back_end_in_its_order_and_ends_once() {
         front.follow(&bed);
         assert!(front.done.iter().all(|done| done.result == Ok(()) && done.whole));
         front.check_each_once();
-        assert_eq!(front.front.counters().requests, 13, "both lives count");
+        let counters = front.front.counters();
+        assert_eq!((counters.requests, counters.reconnections), (13, 1), "both lives count");
         ends(bed, front, players);
     }
 }
@@ -236,6 +237,7 @@ fn our_own_back_end_goes_and_is_back_while_the_disk_is_in_use() {
         front.check_each_once();
         assert!(front.done.iter().all(|done| done.result == Ok(())));
     }
+    assert_eq!(front.front.counters().reconnections, 3);
     front.front.close().unwrap();
     follow_both(&bed, &mut front, &mut back);
     assert!(front.closed && !front.close_wanted);
@@ -409,6 +411,7 @@ fn back_end_may_go_at_any_moment_of_the_next_connection_and_again() {
     let mut players = Player::connect(&bed, &mut front, &[]);
     let requests = players[0].requests(&bed);
     assert_eq!(requests.iter().map(|seen| seen.sector).collect::<Vec<_>>(), [8]);
+    assert_eq!(front.front.counters().reconnections, 2, "one has not come as far as that");
     players[0].all_well(&requests);
     front.follow(&bed);
     ends(bed, front, players);
