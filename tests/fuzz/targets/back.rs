@@ -350,6 +350,8 @@ fuzz_target!(|data: &[u8]| {
         persistent,
         max_persistent: KEPT as u16,
         idle_ns: 60_000_000_000,
+        // Not by the clock: one look, and it is over.
+        rest_ns: 0,
         pages: PAGES as u16,
         copy_limit: if start & 16 != 0 { 4096 } else { 0 },
         copy_pages: 6,

@@ -40,6 +40,7 @@ pub const SMALL_BACK: back::Config = back::Config {
     persistent: false,
     max_persistent: 0,
     idle_ns: 0,
+    rest_ns: 100_000_000,
     pages: 32,
     copy_limit: 0,
     copy_pages: 0,
@@ -99,7 +100,7 @@ pub async fn serve_with<P: Platform, S: Store>(
         if more || back.store_busy() {
             node.pause().await;
         } else if node.happened() == seen {
-            node.turn().await;
+            node.turn_until(back.next_tend_ns()).await;
         }
     }
 }

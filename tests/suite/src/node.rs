@@ -141,6 +141,13 @@ impl<P: Platform> Node<P> {
         poll_fn(|_| if self.happened() > before { Poll::Ready(()) } else { Poll::Pending }).await;
     }
 
+    /// The same, but no longer than until some time, if there is one.
+    pub async fn turn_until(&self, ns: Option<u64>) {
+        let before = self.happened();
+        let is_over = || ns.is_some_and(|ns| self.own().platform.now_ns() >= ns);
+        poll_fn(|_| if self.happened() > before || is_over() { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+
     /// Lets the others have their turn, and goes on.
     pub async fn pause(&self) {
         let mut paused = false;

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use common::raw_front::{Asks, Granted, RawFront};
 use common::rig::{Rig, direct, discard, flush, indirect, table, whole};
 use common::{BackOwner, Bed, Slow};
+use hypercall::Platform as _;
 use hypercall::mem::PAGE_SIZE;
 use mock::Node;
 use xbd::SECTOR;
@@ -381,7 +382,8 @@ fn queues_in_places_of_their_own_are_polled_there_and_no_more_are_offered() {
         loop {
             bed.settle();
             if !back.device().changed() && !back.closing() {
-                return last;
+                let Some(until) = back.rest_until_ns() else { return last };
+                bed.machine.advance(until - bed.back.platform.now_ns());
             }
             match back.step().unwrap() {
                 Change::None => {}

@@ -23,6 +23,8 @@ pub struct Config {
     pub max_persistent: u16,
     /// A grant that nobody used for so many nanoseconds is kept mapped no longer.
     pub idle_ns: u64,
+    /// A front end that says it is closed is served until nothing has come from it for so many nanoseconds.
+    pub rest_ns: u64,
     /// Pages that a queue has mapped at most beside those that it keeps mapped. Requests wait when there is no room for theirs. At least
     /// what the largest request needs, whatever is said here.
     pub pages: u16,
@@ -43,6 +45,7 @@ impl Default for Config {
             persistent: true,
             max_persistent: 1056,
             idle_ns: 60_000_000_000,
+            rest_ns: 100_000_000,
             pages: 1024,
             copy_limit: 4096,
             copy_pages: 64,

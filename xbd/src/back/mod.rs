@@ -5,6 +5,7 @@
 //!    Initialising         any                     tell what may be chosen, and what the disk is     → InitWait
 //!    InitWait             Initialised, Connected  map the rings, bind the event channels            → Connected
 //!    InitWait, Connected  Closing                 go on serving: they wait for what is in flight    → Closing
+//!    any                  Closed                  go on serving until nothing more comes, then:
 //!    any                  Closed, gone            when the store is idle, let go of the rings       → Closed
 //!    Connected, Closing   Initialising            they have begun anew, or never began: the same    → Closed
 //!    Closed               Initialising            they are back, and the toolstack keeps us         → InitWait
@@ -67,8 +68,17 @@ pub struct Back<D: Domain, S: Store, Q: Place<Queue<D, S>> = Option<Queue<D, S>>
     ports: Vec<Port>,
     /// The other end is gone, but the store still works for it.
     waiting: bool,
+    rest: Option<Rest>,
     reports: Rate,
     queues: PhantomData<Queue<D, S>>,
+}
+
+/// The other end says that it is closed, and may still ask for something.
+struct Rest {
+    /// What was taken from all queues so far.
+    requests: u64,
+    /// When it is over, if nothing more comes.
+    until_ns: u64,
 }
 
 impl<D: Domain, S: Store> Back<D, S> {
@@ -102,6 +112,7 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
             places,
             ports: Vec::new(),
             waiting: false,
+            rest: None,
             reports: Rate::default(),
             queues: PhantomData,
         })
@@ -127,10 +138,18 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
         self.each().any(|queue| queue.with(|queue| queue.as_ref().is_some_and(|queue| queue.busy() > 0)))
     }
 
-    /// Tells whether the other end is gone and only the store kept [`step`](Self::step) from letting go of it, which is idle now: to be
-    /// called once more, although nobody else has moved.
+    /// Tells whether the other end is gone and only the store kept [`step`](Self::step) from letting go of it, which is idle now, or the
+    /// [rest](Self::rest_until_ns) is over: to be called once more, although nobody else has moved.
     pub fn closing(&mut self) -> bool {
-        self.waiting && !self.store_busy()
+        if self.waiting {
+            return !self.store_busy();
+        }
+        self.rest.as_ref().is_some_and(|rest| self.domain.platform().now_ns() >= rest.until_ns)
+    }
+
+    /// Returns until when an other end that says it is closed is still served: then [`closing`](Self::closing) says so.
+    pub fn rest_until_ns(&self) -> Option<u64> {
+        self.rest.as_ref().map(|rest| rest.until_ns)
     }
 
     /// Returns how many queues there are: none as long as the other end isn't connected.
@@ -176,9 +195,14 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
         self.each().for_each(|place| _ = place.with(|queue| queue.as_mut().map(|queue| queue.tend(now_ns))));
     }
 
-    /// Returns when [`tend`](Self::tend) has something to do, as [`Queue::next_tend_ns`] does.
+    /// Returns when [`tend`](Self::tend) has something to do, as [`Queue::next_tend_ns`] does, or [`closing`](Self::closing) something to
+    /// say.
     pub fn next_tend_ns(&mut self) -> Option<u64> {
-        self.each().filter_map(|place| place.with(|queue| queue.as_ref().and_then(Queue::next_tend_ns))).min()
+        let rest = self.rest_until_ns();
+        self.each()
+            .filter_map(|place| place.with(|queue| queue.as_ref().and_then(Queue::next_tend_ns)))
+            .chain(rest)
+            .min()
     }
 
     /// Goes on with the life cycle. Called when [`Device::changed`] says that something has moved, and when
@@ -238,10 +262,8 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
                 self.device.switch(State::Closing)?;
                 Ok(Change::None)
             }
-            (_, State::Closed) => {
-                self.serve_rest();
-                self.disconnect(wish)
-            }
+            (_, State::Closed) if self.serves_rest() => Ok(Change::None),
+            (_, State::Closed) => self.disconnect(wish),
             (_, State::Unknown) | (State::Connected | State::Closing, State::Initialising) => self.disconnect(wish),
             _ => Ok(Change::None),
         }
@@ -316,7 +338,7 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
 
     /// Lets go of the other end's memory; `false` as long as the store works on some of it.
     fn let_go(&mut self) -> bool {
-        self.waiting = false;
+        (self.waiting, self.rest) = (false, None);
         for place in self.places.iter_mut().take(self.ports.len()) {
             self.waiting |= place.with(|queue| {
                 queue.as_mut().is_some_and(|queue| {
@@ -335,10 +357,30 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
         true
     }
 
-    /// Serves what the other end has asked for before it said that it is closed: its word may be faster than its event, and Linux waits
-    /// for all its answers even then. What is wrong with a ring concerns nobody any more.
-    fn serve_rest(&mut self) {
-        self.each().for_each(|place| _ = place.with(|queue| queue.as_mut().map(Queue::poll)));
+    /// Serves what the other end has asked for before it said that it is closed, and thereafter; `false` if nothing has come for as long as
+    /// the configuration says. Linux says so before it stops, and then waits for all its answers: what one of its processors has under
+    /// way comes later. What it has kept back it asks for at the next event. What is wrong with a ring concerns nobody any more.
+    fn serves_rest(&mut self) -> bool {
+        let begins = self.rest.is_none() && self.config.rest_ns > 0;
+        for place in self.each() {
+            place.with(|queue| {
+                if let Some(queue) = queue {
+                    if begins {
+                        queue.notify();
+                    }
+                    let _ = queue.poll();
+                }
+            });
+        }
+        let Some(Counters { requests, .. }) = self.counters() else { return false };
+        let now_ns = self.domain.platform().now_ns();
+        match &self.rest {
+            Some(rest) if rest.requests == requests => now_ns < rest.until_ns,
+            _ => {
+                self.rest = Some(Rest { requests, until_ns: now_ns.saturating_add(self.config.rest_ns) });
+                self.config.rest_ns > 0
+            }
+        }
     }
 
     fn disconnect(&mut self, wish: Wish) -> Result<Change, BackError> {

@@ -220,9 +220,14 @@ impl<D: Domain, S: Store> Queue<D, S> {
 
     fn tell(&mut self, notify: Notify) {
         if notify == Notify::Yes {
-            self.counters.notifications += 1;
-            self.channel.notify();
+            self.notify();
         }
+    }
+
+    /// Sends an event.
+    pub(super) fn notify(&mut self) {
+        self.counters.notifications += 1;
+        self.channel.notify();
     }
 
     /// Takes a ring's worth of requests at most, and answers what is over at once; tells whether there are more.

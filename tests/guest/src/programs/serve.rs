@@ -57,6 +57,7 @@ const CONFIG: Config = Config {
     persistent: true,
     max_persistent: 352,
     idle_ns: 60_000_000_000,
+    rest_ns: 100_000_000,
     pages: 352,
     copy_limit: 4096,
     copy_pages: 32,
@@ -129,7 +130,8 @@ impl Server {
             if more {
                 node.pause().await;
             } else if node.happened() == seen {
-                node.turn().await;
+                let next = self.devices.iter_mut().filter_map(|device| device.back.next_tend_ns()).min();
+                node.turn_until(next).await;
             }
         }
     }

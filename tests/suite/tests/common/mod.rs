@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use hypercall::event::{Channel, Event};
 use hypercall::grant::{Access, MapRequest, Window};
 use hypercall::mem::{PAGE_SIZE, PageBuf};
-use hypercall::{DomId, GrantRef, Port};
+use hypercall::{DomId, GrantRef, Platform, Port};
 use mock::{Config, Domain, Machine, Node, Suspended, suspend};
 use suite::block;
 use suite::toolstack::NewDevice;
@@ -365,7 +365,12 @@ impl<S: Disk> BackOwner<S> {
         if changed {
             self.step();
         }
-        event || changed
+        // Nothing else moves: the time may.
+        let rest = self.back.rest_until_ns().filter(|_| !event && !changed);
+        if let Some(until) = rest {
+            bed.machine.advance(until.saturating_sub(bed.back.platform.now_ns()));
+        }
+        event || changed || rest.is_some()
     }
 
     pub(crate) fn follow(&mut self, bed: &Bed) {

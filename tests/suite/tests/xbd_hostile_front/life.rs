@@ -190,18 +190,45 @@ fn requests_that_were_sent_before_the_front_end_began_to_close_are_served() {
 }
 
 #[test]
-fn requests_that_were_sent_before_the_front_end_has_closed_are_served_though_no_event_tells_of_them() {
+fn requests_of_a_front_end_that_has_closed_are_served_until_none_come_though_no_event_tells_of_them() {
     let disk = Slow::new(SECTORS as usize);
     let (bed, mut back, mut front) = connected(15, &disk);
     let page = Granted::new(&bed);
-    front.send(&[raw_request(BlkifOp::WRITE, 4, 8, &[page.gref()])]);
+    let request = raw_request(BlkifOp::WRITE, 4, 8, &[page.gref()]);
+    front.send(&[request]);
     for (state, answers) in [(State::Closing, 0), (State::Closed, 1)] {
         bed.front_says("state", state.number()).unwrap();
         back.step();
         assert_eq!(front.responses().len(), answers, "{state:?}");
     }
+    let rest_ns = Config::default().rest_ns;
+    for _ in 0..3 {
+        front.send(&[request]);
+        assert!(!back.back.closing());
+        bed.machine.advance(rest_ns);
+        assert!(back.back.closing() && back.back.next_tend_ns().unwrap() <= bed.back.platform.now_ns());
+        back.step();
+        assert_eq!((front.responses().len(), bed.back_state().as_deref()), (1, Some("5")));
+    }
+    back.follow(&bed);
     assert_eq!(bed.back_state().as_deref(), Some("6"));
     drop((front, page));
+    bed.check_quiet();
+}
+
+#[test]
+fn a_front_end_that_has_closed_gets_an_event_at_which_it_sends_what_it_has_kept_back() {
+    let (bed, mut back, front) = connected(15, &Slow::new(SECTORS as usize));
+    let port = Some(front.queues[0].channel.port());
+    for state in [State::Closing, State::Closed] {
+        bed.front_says("state", state.number()).unwrap();
+        back.step();
+        bed.settle();
+        assert_eq!(bed.take(&bed.front, port), state == State::Closed);
+    }
+    back.follow(&bed);
+    assert!(!bed.take(&bed.front, port), "once is enough");
+    drop(front);
     bed.check_quiet();
 }
 
