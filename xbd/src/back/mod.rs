@@ -252,7 +252,12 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
             // Its ring is out of use, whatever it says now.
             return self.disconnect(wish);
         }
-        match (self.device.state(), self.device.other_state()?) {
+        let other = self.device.other_state()?;
+        if other != State::Closed {
+            // A liar, who is not closed after all, must not keep us looking.
+            self.rest = None;
+        }
+        match (self.device.state(), other) {
             (State::Unknown | State::Initialising, _) => self.offer(),
             (State::Closed, _) if wish == Wish::Leave => self.remove(),
             (State::Closed, State::Initialising) => self.offer(),

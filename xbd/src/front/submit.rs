@@ -74,8 +74,8 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         ends && (sector | sectors) & self.unit_mask == 0
     }
 
-    /// Lists the segments of a buffer in the draft, without their grants, if there are as many as a request takes and nothing can be said against such
-    /// an I/O. Returns how many.
+    /// Lists the segments of a buffer in the draft, without their grants, if there are as many as a request takes and nothing can be said
+    /// against such an I/O. Returns how many.
     #[inline(always)]
     fn list(&mut self, sector: u64, buffer: &B) -> Option<usize> {
         let (mut count, mut sectors) = (0, 0);

@@ -233,6 +233,22 @@ fn a_front_end_that_has_closed_gets_an_event_at_which_it_sends_what_it_has_kept_
 }
 
 #[test]
+fn a_front_end_that_is_not_closed_after_all_keeps_nobody_looking() {
+    let (bed, mut back, front) = connected(15, &Slow::new(SECTORS as usize));
+    for state in [State::Closing, State::Closed, State::Closing] {
+        bed.front_says("state", state.number()).unwrap();
+        back.step();
+    }
+    bed.machine.advance(Config::default().rest_ns);
+    assert!(!back.back.closing() && back.back.next_tend_ns().is_none());
+    bed.front_says("state", State::Closed.number()).unwrap();
+    back.follow(&bed);
+    assert_eq!(bed.back_state().as_deref(), Some("6"));
+    drop(front);
+    bed.check_quiet();
+}
+
+#[test]
 fn hundred_thousand_flips_of_the_front_end_leave_a_back_end_that_works() {
     // A life each, at the same time: it takes a while.
     std::thread::scope(|scope| {
