@@ -10,6 +10,7 @@ mod interrupts;
 mod loans;
 mod memory;
 mod quarantine;
+mod shared;
 mod storms;
 mod suspend;
 mod translated;
