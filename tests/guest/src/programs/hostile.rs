@@ -6,16 +6,19 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use core::mem::offset_of;
+use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use hypercall::Platform;
 use hypercall::event::{Channel, EventChannels};
 use hypercall::grant::{GrantTable, SharedPages};
 use suite::node::Node;
 use suite::{Context, Failure};
+use xen_sys::io::blkif::{BlkifOp, BlkifRequestSegment, x86_32, x86_64};
+use xen_sys::io::protocols::{XEN_IO_PROTO_ABI_X86_32, XEN_IO_PROTO_ABI_X86_64};
+use xen_sys::io::ring::{RING_HEADER_SIZE, SringHeader};
 use xenbus::device::{Device, Enumerator, Hotplug, State};
 use xenbus::store::{Tx, XenStore};
-
-use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::Args;
 use super::outside::{self, Administrator};
@@ -32,19 +35,16 @@ const LOOK_NS: u64 = 100_000_000;
 /// The time between two rounds, for the same reason; after one that took longer, as long as that.
 const PAUSE_NS: u64 = 200_000_000;
 
-/// io/ring.h: where the indices and the slots stand in the page.
-const REQ_PROD: usize = 0;
-const RSP_PROD: usize = 8;
-const SLOTS: usize = 64;
-/// io/blkif.h: slots of a ring of one page, bytes of a request at most, and of a segment.
+/// Where the indices stand in the ring's page.
+const REQ_PROD: usize = offset_of!(SringHeader, req_prod);
+const RSP_PROD: usize = offset_of!(SringHeader, rsp_prod);
+const RSP_EVENT: usize = offset_of!(SringHeader, rsp_event);
+/// Slots of a ring of one page, in either layout.
 const RING: u32 = 32;
-const REQUEST: usize = 112;
-const SEGMENT: usize = 8;
-/// io/blkif.h: operations.
-const DISCARD: u8 = 5;
-const INDIRECT: u8 = 6;
+/// Bytes of a request at most.
+const REQUEST: usize = size_of::<x86_64::BlkifRequest>();
 
-/// io/blkif.h: where something stands in a request. Operation and number of segments are where they are in both.
+/// Where something stands in a request. Operation and number of segments are where they are in both.
 struct Layout {
     /// As the node `protocol` has it.
     name: &'static str,
@@ -57,10 +57,20 @@ struct Layout {
     tables: usize,
 }
 
-const LAYOUTS: [Layout; 2] = [
-    Layout { name: "x86_64-abi", slot: 112, id: 8, sector: 16, data: 24, tables: 28 },
-    Layout { name: "x86_32-abi", slot: 108, id: 4, sector: 12, data: 20, tables: 24 },
-];
+macro_rules! layout {
+    ($module:ident, $name:ident) => {
+        Layout {
+            name: $name,
+            slot: size_of::<$module::BlkifRequest>(),
+            id: offset_of!($module::BlkifRequest, id),
+            sector: offset_of!($module::BlkifRequest, sector_number),
+            data: offset_of!($module::BlkifRequest, seg),
+            tables: offset_of!($module::BlkifRequestIndirect, indirect_grefs),
+        }
+    };
+}
+
+const LAYOUTS: [Layout; 2] = [layout!(x86_64, XEN_IO_PROTO_ABI_X86_64), layout!(x86_32, XEN_IO_PROTO_ABI_X86_32)];
 
 type Store_ = XenStore<Bare, EventChannels<Bare>>;
 
@@ -200,7 +210,7 @@ impl Liar {
         let layout = &LAYOUTS[self.random.below(2) as usize];
         let channel = Channel::offer(&own.events, device.other_id()).context("port")?;
         // The index at which the other end is to tell of an answer.
-        page.shared().word(RSP_PROD + 4).store(1, Release);
+        page.shared().word(RSP_EVENT).store(1, Release);
         let (mut gref, mut port) = (page.refs()[0].0.to_string(), channel.port().0.to_string());
         if lie == Lie::Nodes {
             let nonsense = ["", "no number", "-1", "4294967296", "4294967295", "12345"];
@@ -259,7 +269,7 @@ impl Liar {
                         Lie::Leave => {}
                         _ => self.spoil(layout, &mut request),
                     }
-                    ring.write(SLOTS + slot as usize * layout.slot, &request[..layout.slot]);
+                    ring.write(RING_HEADER_SIZE + slot as usize * layout.slot, &request[..layout.slot]);
                 }
                 RING
             }
@@ -280,9 +290,9 @@ impl Liar {
 
     /// Fills the slots with noise, and returns a number of requests.
     fn noise(&mut self, page: &SharedPages<GrantTable<Bare>>) -> u32 {
-        let mut noise = [0; PAGE_SIZE - SLOTS];
+        let mut noise = [0; PAGE_SIZE - RING_HEADER_SIZE];
         self.random.fill(&mut noise);
-        page.shared().write(SLOTS, &noise);
+        page.shared().write(RING_HEADER_SIZE, &noise);
         1 + self.random.below(RING)
     }
 
@@ -299,7 +309,7 @@ impl Liar {
     fn scrawl(&mut self, data: &SharedPages<GrantTable<Bare>>) {
         let mut table = [0; PAGE_SIZE];
         self.random.fill(&mut table);
-        for (segment, sector) in table.chunks_exact_mut(SEGMENT).zip(0..8) {
+        for (segment, sector) in table.chunks_exact_mut(size_of::<BlkifRequestSegment>()).zip(0..8) {
             segment[..4].copy_from_slice(&data.refs()[0].0.to_le_bytes());
             segment[4..].copy_from_slice(&[sector, sector, 0, 0]);
         }
@@ -320,7 +330,7 @@ impl Liar {
             4 => segments = 9 + self.random.below(248) as u16,
             _ => {}
         }
-        (request[0], request[1]) = (INDIRECT, inner);
+        (request[0], request[1]) = (BlkifOp::INDIRECT.0, inner);
         request[2..4].copy_from_slice(&segments.to_le_bytes());
         request[layout.data..].fill(0);
         request[layout.tables..][..4].copy_from_slice(&gref.to_le_bytes());
@@ -336,7 +346,7 @@ impl Liar {
             3 => (far, far),
             _ => (near, near),
         };
-        (request[0], request[1]) = (DISCARD, self.random.next() as u8);
+        (request[0], request[1]) = (BlkifOp::DISCARD.0, self.random.next() as u8);
         request[layout.data..].fill(0);
         request[layout.sector..][..8].copy_from_slice(&sector.to_le_bytes());
         request[layout.data..][..8].copy_from_slice(&sectors.to_le_bytes());
