@@ -4,7 +4,7 @@
 mod common;
 
 use common::{BackOwner, Bed, DEPTH, Done, FrontOwner, Slow, follow_both};
-use hypercall::DomId;
+use hypercall::{DomId, Platform as _};
 use mock::{Fault, Kind, Refusal};
 use xbd::back;
 use xbd::front::IoError;
@@ -129,9 +129,43 @@ fn each_change_of_state_is_told_once_and_acted_on() {
             }
         }
     }
-    assert_eq!(states[5..], ["45", "65", "6-"]);
+    assert_eq!(states[5..], ["45", "65", "66", "6-"]);
     assert!(pair.front.closed && pair.back.removed);
     pair.check_quiet();
+}
+
+/// A directory that is to go stays long enough for the toolstack to see that it is Closed. Until then the toolstack may still want
+/// something else: to keep it, or to remove it.
+#[test]
+fn directory_that_is_to_go_is_kept_for_a_while_and_given_up_only_if_that_is_still_wanted() {
+    for keep in [false, true] {
+        let mut pair = Pair::connected(8);
+        pair.bed.device.ask_detach(&pair.bed.toolstack.store).unwrap();
+        while pair.bed.back_state().as_deref() != Some("6") {
+            if pair.front.close_wanted && !pair.front.closed {
+                pair.close();
+            }
+            assert!(pair.turn(true) | pair.turn(false));
+        }
+        let config = back::Config::default();
+        let rests_ns = pair.back.back.next_tend_ns().unwrap() - pair.bed.back.platform.now_ns();
+        assert!(rests_ns > config.rest_ns / 2 && rests_ns <= config.rest_ns, "{rests_ns}");
+        pair.back.step();
+        assert!(!pair.back.removed && pair.back.disconnections == 1);
+        let back = format!("/local/domain/{}/{}", pair.bed.back.id.0, pair.bed.device.back_path());
+        let toolstack = &pair.bed.toolstack.store;
+        if keep {
+            toolstack.write_text(Tx::NONE, &format!("{back}/online"), 1).unwrap();
+        } else {
+            toolstack.rm(Tx::NONE, &back).unwrap();
+        }
+        pair.bed.settle();
+        pair.back.step();
+        pair.bed.machine.advance(config.rest_ns);
+        assert!(!pair.back.back.closing() && pair.back.back.next_tend_ns().is_none());
+        assert_eq!((pair.back.removed, pair.bed.back_state().as_deref()), (!keep, keep.then_some("6")));
+        pair.check_quiet();
+    }
 }
 
 /// A back end that can't say that it is connected, nor that it closes, holds nothing of the other end: the next attempt begins anew.

@@ -23,7 +23,8 @@ pub struct Config {
     pub max_persistent: u16,
     /// A grant that nobody used for so many nanoseconds is kept mapped no longer.
     pub idle_ns: u64,
-    /// A front end that says it is closed is served until nothing has come from it for so many nanoseconds.
+    /// A front end that says it is closed is served until nothing has come from it for so many nanoseconds. A directory that is to go
+    /// stays as long in the state Closed.
     pub rest_ns: u64,
     /// Pages that a queue has mapped at most beside those that it keeps mapped. Requests wait when there is no room for theirs. At least
     /// what the largest request needs, whatever is said here.

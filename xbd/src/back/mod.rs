@@ -12,8 +12,8 @@
 //! ```
 //!
 //! The toolstack may want the device to go at any time ([`Wish`]): then it goes to Closing, as if the front end had asked; once it is
-//! Closed, and not kept for the front end to come back, its directory is removed. A toolstack that has lost its patience removes the
-//! directory itself: everything is let go of, and nothing written any more.
+//! Closed, and not kept for the front end to come back, its directory is removed, a little later: whoever waits for that state has to
+//! see it. A toolstack that has lost its patience removes the directory itself: everything is let go of, and nothing written any more.
 
 mod config;
 mod copies;
@@ -45,7 +45,7 @@ pub enum Change {
     None,
     /// The other end is there. The owner polls each queue once: the first event may have come before it knew the port.
     Connected,
-    /// The other end is gone, and nothing of it is held any more. It may come back.
+    /// The other end is gone, and nothing of it is held any more. It may come back, or the device be removed.
     Disconnected,
     /// The device is over: its directory is removed, nothing of the other end is held any more, the owner drops it.
     Removed,
@@ -73,7 +73,7 @@ pub struct Back<D: Domain, S: Store, Q: Place<Queue<D, S>> = Option<Queue<D, S>>
     queues: PhantomData<Queue<D, S>>,
 }
 
-/// The other end says that it is closed, and may still ask for something.
+/// The other end says that it is closed, and may still ask for something; or we are, and the toolstack may not have seen it yet.
 struct Rest {
     /// What was taken from all queues so far.
     requests: u64,
@@ -147,7 +147,8 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
         self.rest.as_ref().is_some_and(|rest| self.domain.platform().now_ns() >= rest.until_ns)
     }
 
-    /// Returns until when an other end that says it is closed is still served: then [`closing`](Self::closing) says so.
+    /// Returns until when an other end that says it is closed is still served, or our own directory stays: then
+    /// [`closing`](Self::closing) says so.
     pub fn rest_until_ns(&self) -> Option<u64> {
         self.rest.as_ref().map(|rest| rest.until_ns)
     }
@@ -253,13 +254,14 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
             return self.disconnect(wish);
         }
         let other = self.device.other_state()?;
-        if other != State::Closed {
-            // A liar, who is not closed after all, must not keep us looking.
+        let rests = if self.device.state() == State::Closed { wish == Wish::Leave } else { other == State::Closed };
+        if !rests {
+            // A liar, who is not closed after all, or a toolstack that changes its mind, must not keep us looking.
             self.rest = None;
         }
         match (self.device.state(), other) {
             (State::Unknown | State::Initialising, _) => self.offer(),
-            (State::Closed, _) if wish == Wish::Leave => self.remove(),
+            (State::Closed, _) if wish == Wish::Leave => self.leave(),
             (State::Closed, State::Initialising) => self.offer(),
             (State::Closed, _) => Ok(Change::None),
             (State::InitWait, State::Initialised | State::Connected) => self.connect(),
@@ -394,14 +396,19 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
             return Ok(Change::None);
         }
         self.device.switch(State::Closed)?;
-        match wish {
-            Wish::Leave => self.remove(),
-            _ if connected => Ok(Change::Disconnected),
-            _ => Ok(Change::None),
-        }
+        let change = if wish == Wish::Leave { self.leave()? } else { Change::None };
+        Ok(if connected && change == Change::None { Change::Disconnected } else { change })
     }
 
-    fn remove(&self) -> Result<Change, BackError> {
+    /// Removes the directory, when it has been Closed for as long as the configuration says: `xl` waits for that state, and fails if it
+    /// finds no directory instead.
+    fn leave(&mut self) -> Result<Change, BackError> {
+        let now_ns = self.domain.platform().now_ns();
+        let until_ns = now_ns.saturating_add(self.config.rest_ns);
+        if now_ns < self.rest.get_or_insert(Rest { requests: 0, until_ns }).until_ns {
+            return Ok(Change::None);
+        }
+        self.rest = None;
         self.device.remove()?;
         Ok(Change::Removed)
     }
