@@ -1,6 +1,6 @@
 //! `xenlab xen linux --suite block`: Linux is dom0, the guest a driver domain whose block back end serves disks in its memory, and
 //! Linux domUs use them: file systems, files, `fio`, detach and re-attach, several disks and domains at once, one of which lies; a disk
-//! that grows. In the end dom0 reads each disk through a front end of its own.
+//! that is taken away while it is busy, and one that grows. In the end dom0 reads each disk through a front end of its own.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -22,6 +22,15 @@ const MORE: usize = 24;
 /// The disk whose sectors have 4 KiB.
 const LARGE: &str = "c";
 
+/// The disk that is taken away while it is busy, its name in `one`, and how often.
+const CUT: &str = "e";
+const CUT_DEVICE: &str = "xvdc";
+const CUTS: usize = 3;
+
+/// The errors by which I/O ends on a disk that is gone, as Linux numbers them: EIO, and ENOSPC of a write, as such a disk has no
+/// sector any more.
+const ENDS: [&str; 2] = ["5", "28"];
+
 /// Digits of a SHA-256.
 const SUM: usize = 64;
 
@@ -35,6 +44,10 @@ const STEPS: &[(&str, &str)] = &[
     ("detach", "the disk was detached"),
     ("attach", "it was attached again and held what was written"),
     ("together", "four disks served two Linux domUs at once, while a third domain lied"),
+    (
+        "cut",
+        "a disk was taken away, three times, while a Linux domU kept it busy: its I/O failed there, and both ends let go of it",
+    ),
     ("grown", "a disk grew while a Linux domU had it, and what was new was written and verified"),
     ("liar", "the domain that lied was answered or turned away each time"),
     ("shutdown", "the Linux domUs shut down"),
@@ -162,6 +175,7 @@ fn judge(run: &Run, timeout: u64) -> Result<BTreeMap<&'static str, Served<'_>>> 
         let read = run.lines.iter().find_map(|line| line.strip_prefix(&format!("xenlab-dom0: image {target} ")));
         ensure!(read == Some(sum), "dom0 read {read:?} from the disk {target}, but {sum} was left there");
     }
+    judge_cuts(&run.lines)?;
     trimmed.into_iter().map(|(target, bytes)| Ok((target, judge_served(&run.lines, target, bytes)?))).collect()
 }
 
@@ -174,6 +188,26 @@ fn served<'a>(lines: &'a [String], target: &str) -> Result<Vec<Served<'a>>> {
         Ok((what, count.parse().with_context(|| format!("disk {target}: {word}"))?))
     };
     devices.map(|device| device.split_whitespace().map(count).collect()).collect()
+}
+
+/// Judges the disk that was taken away while it was busy: by what its I/O ended, and what was done for it before.
+fn judge_cuts(lines: &[String]) -> Result<()> {
+    let start = format!("one: xenlab: {CUT_DEVICE} ended");
+    let ends: Vec<_> = lines.iter().filter_map(|line| line.strip_prefix(&start)).map(str::trim).collect();
+    let failed = ends.len() == CUTS && ends.iter().all(|end| ENDS.contains(end));
+    ensure!(failed, "{CUT_DEVICE}, taken away {CUTS} times, ended with the errors {ends:?}");
+    let devices = served(lines, CUT)?;
+    ensure!(devices.len() == CUTS, "disk {CUT}: served {} times, {CUTS} were expected", devices.len());
+    for served in &devices {
+        judge_queues(CUT, "one", served)?;
+        let count = |what| served.get(what).copied();
+        ensure!(count("requests") > Some(0), "disk {CUT}: nothing was asked for: {served:?}");
+        ensure!(
+            (count("refused"), count("unmappable")) == (Some(0), Some(0)),
+            "disk {CUT}: the back end turned request(s) away: {served:?}"
+        );
+    }
+    Ok(())
 }
 
 /// Fails if a front end of Linux had other queues than it should, or left one without work.
@@ -277,6 +311,10 @@ mod tests {
             let devices = queues.iter().map(|count| format!("queues={count} used={count} {SERVED}"));
             lines.extend(devices.map(|device| format!("driver: xenlab: disk {target} served {device}")));
         }
+        for _ in 0..CUTS {
+            lines.extend(["busy", "ended 28", "gone"].map(|step| format!("one: xenlab: xvdc {step}")));
+            lines.push("driver: xenlab: disk e served queues=2 used=2 requests=7 refused=0 unmappable=0".to_owned());
+        }
         lines.push("xenlab-dom0: status 0".to_owned());
         lines
     }
@@ -310,7 +348,7 @@ mod tests {
             let mut without = good();
             without.remove(index);
             // The first is not judged, and dom0 itself has waited for the others.
-            let judged = ![": up", " gone"].iter().any(|end| line.ends_with(end));
+            let judged = ![": up", " gone", " busy"].iter().any(|end| line.ends_with(end));
             assert_eq!(verdict(without).is_err(), judged, "without {line:?}");
         }
     }
@@ -348,6 +386,7 @@ mod tests {
             ("disk d served queues=2 used=2", "disk d served queues=1 used=1", "disk d, one: queues=Some(1), 2 was"),
             ("disk d served queues=2 used=2", "disk d served queues=2 used=1", "disk d, one: used=Some(1), 2 was"),
             ("disk b served queues=1", "disk b served queues=2", "disk b, two: queues=Some(2), 1 was"),
+            ("disk e served queues=2", "disk e served queues=1", "disk e, one: queues=Some(1), 2 was"),
         ] {
             let message = other(from, to).unwrap_err();
             assert!(message.contains(whose), "{from}: {message}");
@@ -362,6 +401,21 @@ mod tests {
             ("grown 49152", "grown 32768", "one: xvdb grown 32768"),
             // What is new has to be written.
             (&*"f".repeat(SUM), &*"d".repeat(SUM), "one: xvdb closed dddd"),
+        ] {
+            let message = other(from, to).unwrap_err();
+            assert!(message.contains(whose), "{from}: {message}");
+        }
+    }
+
+    #[test]
+    fn what_is_taken_away_while_it_is_busy_ends_with_an_error_and_not_before_it_was_used() {
+        for (from, to, whose) in [
+            ("xvdc ended 28", "xvdc ended 0", "with the errors [\"0\", \"0\", \"0\"]"),
+            // What has crashed tells no error.
+            ("xvdc ended 28", "xvdc ended", "with the errors [\"\", \"\", \"\"]"),
+            ("used=2 requests=7", "used=2 requests=0", "nothing was asked for"),
+            ("requests=7 refused=0", "requests=7 refused=1", "disk e: the back end turned"),
+            ("requests=7 refused=0 unmappable=0", "requests=7 refused=0 unmappable=1", "disk e: the back end turned"),
         ] {
             let message = other(from, to).unwrap_err();
             assert!(message.contains(whose), "{from}: {message}");
