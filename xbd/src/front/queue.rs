@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use hypercall::event::Channel;
 use hypercall::grant::{Access, LoanBook, SharedPages};
-use hypercall::mem::{Buffer, PAGE_SIZE};
+use hypercall::mem::{Buffer, PAGE_SIZE, Shared};
 use hypercall::{DomId, GrantRef, Port};
 use xen_sys::io::blkif::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_OKAY, BlkifOp};
 use xenbus::Domain;
@@ -17,7 +17,7 @@ use super::over::{Completion, Counters, IoError, Over, QueueError, Returned, Sav
 use super::slots::{Slot, Slots, State};
 use super::{Config, FrontError};
 use crate::features::{Abilities, Discard, Disk};
-use crate::protocol::{Answer, Layout, Native, Operation, Segment, Status};
+use crate::protocol::{Answer, Layout, Native, Operation, Status};
 use crate::{MAX_SEGMENTS, SECTOR, SEGMENTS_PER_PAGE};
 
 type RawRequest = <Native as Layout>::Request;
@@ -44,10 +44,17 @@ impl<D: Domain> Tables<D> {
         self.free.take()
     }
 
-    /// Writes a segment of a request.
-    pub(super) fn write(&self, table: u16, index: usize, segment: Segment) {
-        let at = usize::from(table) * self.group * PAGE_SIZE + index * Segment::BYTES;
-        self.pages.shared().write_entry(at, segment.to_bytes());
+    /// Puts one back that was taken.
+    #[inline]
+    pub(super) fn put(&mut self, table: u16) {
+        self.free.put(table);
+    }
+
+    /// Returns the pages of a request, on which its segments stand one behind the other.
+    #[inline]
+    pub(super) fn list(&self, table: u16) -> Shared<'_> {
+        let bytes = self.group * PAGE_SIZE;
+        self.pages.shared().slice(usize::from(table) * bytes, bytes)
     }
 
     /// Returns the grants of a request's pages.
@@ -404,7 +411,7 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         if slot.table != NONE
             && let Some(tables) = &mut self.tables
         {
-            tables.free.put(core::mem::replace(&mut slot.table, NONE));
+            tables.put(core::mem::replace(&mut slot.table, NONE));
         }
         // The first one stays as long as the I/O.
         if number != index {

@@ -74,15 +74,17 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         ends && (sector | sectors) & self.unit_mask == 0
     }
 
-    /// Lists the segments of a buffer in the draft, without their grants, if there are as many as a request takes and nothing can be said
-    /// against such an I/O. Returns how many.
+    /// Lists the segments of a buffer in the draft, without their grants, as many as it has room for, if nothing can be said against such
+    /// an I/O. Returns how many there are.
     #[inline(always)]
     fn list(&mut self, sector: u64, buffer: &B) -> Option<usize> {
         let (mut count, mut sectors) = (0, 0);
         for part in buffer.segments() {
-            let segment = self.draft.seg.get_mut(count)?;
-            (segment.first_sect, segment.last_sect) = sectors_of(&part)?;
-            sectors += u64::from(segment.last_sect - segment.first_sect) + 1;
+            let (first, last) = sectors_of(&part)?;
+            if let Some(segment) = self.draft.seg.get_mut(count) {
+                (segment.first_sect, segment.last_sect) = (first, last);
+            }
+            sectors += u64::from(last - first) + 1;
             count += 1;
         }
         (count > 0 && self.fits(sector, sectors)).then_some(count)
@@ -93,6 +95,9 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
     fn submit_list(&mut self, operation: Operation, sector: u64, buffer: B) -> Result<(), (SubmitError, B)> {
         let listed = if self.bounce.is_none() { self.list(sector, &buffer) } else { None };
         let Some(count) = listed else { return self.accept(operation, sector, 0, buffer) };
+        if count > MAX_SEGMENTS {
+            return self.submit_table(operation, sector, count, buffer);
+        }
         let Some(number) = self.note_single(operation, sector, Slot::SINGLE) else { return self.is_full(buffer) };
         let Self { buffers, draft, .. } = self;
         let mut segments = draft.seg.iter_mut();
@@ -113,6 +118,65 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
         // As for `submit`.
         let _ = self.ring.push(&self.draft);
         Ok(())
+    }
+
+    /// The same, of more: they stand on pages of their own, if one request takes them all.
+    #[inline(never)]
+    fn submit_table(
+        &mut self,
+        operation: Operation,
+        sector: u64,
+        count: usize,
+        buffer: B,
+    ) -> Result<(), (SubmitError, B)> {
+        if count > self.per_request {
+            return self.accept(operation, sector, 0, buffer);
+        }
+        let like = Slot { state: State::InFlight, ..Slot::SINGLE };
+        let Some(number) = self.note_single(operation, sector, like) else { return self.is_full(buffer) };
+        let pages = match self.lend_table(number, operation, count, buffer) {
+            Ok(pages) => pages,
+            Err(buffer) => {
+                self.slots.put(number);
+                // It says why.
+                return self.accept(operation, sector, 0, buffer);
+            }
+        };
+        self.count_single(count);
+        self.counters.indirect += 1;
+        // As for `submit`.
+        let _ = self.ring.push(&Native::emit(&Request {
+            id: number.into(),
+            operation,
+            sector,
+            data: Data::Indirect(pages),
+        }));
+        Ok(())
+    }
+
+    /// Lends the segments of a buffer, and lists them on pages of their own.
+    #[inline(always)]
+    fn lend_table(&mut self, number: u16, operation: Operation, count: usize, buffer: B) -> Result<IndirectPages, B> {
+        let Self { buffers, tables: Some(tables), slots, .. } = self else { return Err(buffer) };
+        let Some(table) = tables.take() else { return Err(buffer) };
+        let Some(pages) = IndirectPages::new(count as u16, tables.grefs(table)) else {
+            tables.put(table);
+            return Err(buffer);
+        };
+        let (list, mut at) = (tables.list(table), 0);
+        let lent = buffers.lend(number, access(operation), count, buffer, move |gref, part| {
+            if let Some(segment) = wire_segment(gref, &part) {
+                list.write_entry(at, segment.to_bytes());
+            }
+            at += Segment::BYTES;
+        });
+        if let Err(buffer) = lent {
+            tables.put(table);
+            return Err(buffer);
+        }
+        let slot = &mut slots[number];
+        (slot.io, slot.table) = (number, table);
+        Ok(pages)
     }
 
     /// The same, by way of an own page.
@@ -451,7 +515,9 @@ impl<D: Domain> Split<'_, D> {
             self.plan();
         }
         match self.sender.tables {
-            Some(tables) if self.part.table != NONE => tables.write(self.part.table, self.part.count, segment),
+            Some(tables) if self.part.table != NONE => {
+                tables.list(self.part.table).write_entry(self.part.count * Segment::BYTES, segment.to_bytes());
+            }
             // There is room: else it would be indirect.
             _ => _ = self.part.list.push(segment),
         }
