@@ -324,9 +324,9 @@ fn page_that_an_untrusted_back_end_keeps_is_lacking_and_holds_up_nobody() {
 #[test]
 fn what_is_refused_takes_nothing_however_often_it_is_tried() {
     let ways = [(Config::DEFAULT, 20), (Config::DEFAULT, 40), (PERSISTENT, 20), (PERSISTENT, 40), (UNTRUSTED, 40)];
-    for (config, max_grants) in ways {
+    for ((config, max_grants), indirect) in ways.into_iter().flat_map(|way| [(way, "0"), (way, "20")]) {
         let config = Config { max_grants, ..config };
-        let nodes = [("feature-flush-cache", "1"), KEEPS[0]];
+        let nodes = [("feature-flush-cache", "1"), ("feature-max-indirect-segments", indirect), KEEPS[0]];
         let (bed, mut front, mut players) = connected(7, config, &nodes);
         for pages in [1, 3, 11, 20] {
             // As many as there are requests, or grants.

@@ -5,6 +5,7 @@
 mod common;
 
 mod bounce;
+mod indirect;
 mod player;
 mod replay;
 mod wire;

@@ -19,58 +19,6 @@ use crate::player::{buffer, bytes, connected, discard, ends, submit, submit_on};
 const PLAIN: Config = Config::DEFAULT;
 
 #[test]
-fn indirect_request_has_its_segments_on_pages_that_are_granted_for_reading_only() {
-    let (bed, mut front, mut players) = connected(1, PLAIN, &[("feature-max-indirect-segments", "256")]);
-    let len = 39 * PAGE_SIZE + 1536;
-    submit(&mut front, Operation::Write, 80, Some(buffer(&bed, len, 9))).unwrap();
-    submit(&mut front, Operation::Read, 8, Some(buffer(&bed, 12 * PAGE_SIZE, 0))).unwrap();
-    submit(&mut front, Operation::Write, 0, Some(buffer(&bed, 11 * PAGE_SIZE, 0))).unwrap();
-    let requests = players[0].requests(&bed);
-    assert_eq!(requests.iter().map(|seen| seen.indirect).collect::<Vec<_>>(), [true, true, false]);
-    let raw: BlkifRequestIndirect = reinterpret(&requests[0].raw);
-    assert_eq!((raw.operation, raw.indirect_op, raw.nr_segments), (BlkifOp::INDIRECT, BlkifOp::WRITE, 40));
-    assert_eq!((raw.id, raw.sector_number, raw.handle, raw._pad0, raw._pad1, raw._pad2), (0, 80, 0, 0, 0, 0));
-    assert!(raw.indirect_grefs[0].0 > 0 && raw.indirect_grefs[1..].iter().all(|gref| gref.0 == 0));
-    assert_eq!(players[0].page(&bed, raw.indirect_grefs[0], Access::ReadWrite), None);
-    // Nothing else of us is on it.
-    let page = players[0].page(&bed, raw.indirect_grefs[0], Access::ReadOnly).unwrap();
-    assert!(page[40 * 8..].iter().all(|byte| *byte == 0));
-    let last = requests[0].segments[39];
-    assert_eq!((last.first_sect, last.last_sect), (0, 2));
-    assert!(requests[0].segments[..39].iter().all(|segment| (segment.first_sect, segment.last_sect) == (0, 7)));
-    assert_eq!(players[0].data(&bed, &requests[0]), bytes(len, 9));
-    assert_eq!(requests[1].segments.len(), 12);
-    let counters = front.front.counters();
-    assert_eq!((counters.requests, counters.indirect, counters.segments), (3, 2, 63));
-    players[0].all_well(&requests);
-    front.follow(&bed);
-    front.check_each_once();
-    ends(bed, front, players);
-}
-
-#[test]
-fn request_of_more_than_512_segments_takes_several_pages_and_an_io_may_be_several_of_them() {
-    let config = Config { max_indirect_segments: 4096, max_grants: 3000, ..PLAIN };
-    let (bed, mut front, mut players) = connected(2, config, &[("feature-max-indirect-segments", "1000")]);
-    let queue = front.front.queue(0).unwrap();
-    assert_eq!((queue.max_request_segments(), queue.max_segments()), (1000, 3000));
-    let len = 2005 * PAGE_SIZE;
-    submit(&mut front, Operation::Write, 0, Some(buffer(&bed, len, 3))).unwrap();
-    let requests = players[0].requests(&bed);
-    let shape: Vec<_> = requests.iter().map(|seen| (seen.sector, seen.segments.len(), seen.indirect)).collect();
-    assert_eq!(shape, [(0, 1000, true), (8000, 1000, true), (16000, 5, false)]);
-    let mut data = Vec::new();
-    for request in &requests {
-        data.append(&mut players[0].data(&bed, request));
-    }
-    assert!(data == bytes(len, 3));
-    players[0].all_well(&requests);
-    front.follow(&bed);
-    assert_eq!(front.done, [Done { number: 0, result: Ok(()), whole: true }]);
-    ends(bed, front, players);
-}
-
-#[test]
 fn split_io_ends_once_when_all_is_answered_with_the_first_error_whatever_the_order() {
     const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
     for order in ORDERS {
