@@ -338,6 +338,7 @@ fn what_is_refused_takes_nothing_however_often_it_is_tried() {
                     assert_eq!(next().map(drop), expected, "{config:?}: {index} of {pages} page(s), round {round}");
                 }
                 let requests = players[0].requests(&bed);
+                assert_eq!(requests.iter().map(|seen| seen.segments.len()).sum::<usize>(), room * pages);
                 players[0].all_well(&requests);
                 front.follow(&bed);
                 assert_eq!(front.front.queue(0).unwrap().in_flight(), 0);

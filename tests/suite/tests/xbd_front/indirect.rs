@@ -89,3 +89,26 @@ fn indirect_request_lies_within_the_disk_and_has_no_more_segments_than_the_back_
     front.follow(&bed);
     ends(bed, front, players);
 }
+
+#[test]
+fn indirect_request_that_finds_too_few_grants_leaves_its_pages_to_others() {
+    let nodes = [("feature-max-indirect-segments", "36")];
+    let (bed, mut front, mut players) = connected(4, Config { max_grants: 36, ..PLAIN }, &nodes);
+    let pages = |count| Some(buffer(&bed, count * PAGE_SIZE, 0));
+    submit(&mut front, Operation::Read, 0, pages(30)).unwrap();
+    for _ in 0..3 {
+        assert_eq!(submit(&mut front, Operation::Read, 0, pages(12)), Err(SubmitError::Full));
+    }
+    let requests = players[0].requests(&bed);
+    players[0].all_well(&requests);
+    front.follow(&bed);
+    for _ in 0..3 {
+        submit(&mut front, Operation::Read, 0, pages(12)).unwrap();
+    }
+    let requests = players[0].requests(&bed);
+    let shape: Vec<_> = requests.iter().map(|seen| (seen.segments.len(), seen.indirect)).collect();
+    assert_eq!(shape, [(12, true); 3]);
+    players[0].all_well(&requests);
+    front.follow(&bed);
+    ends(bed, front, players);
+}
