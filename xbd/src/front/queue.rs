@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use hypercall::event::Channel;
 use hypercall::grant::{Access, LoanBook, SharedPages};
-use hypercall::mem::{Buffer, PAGE_SIZE, Shared};
+use hypercall::mem::{Buffer, PAGE_SIZE};
 use hypercall::{DomId, GrantRef, Port};
 use xen_sys::io::blkif::{BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_OKAY, BlkifOp};
 use xenbus::Domain;
@@ -17,7 +17,7 @@ use super::over::{Completion, Counters, IoError, Over, QueueError, Returned, Sav
 use super::slots::{Slot, Slots, State};
 use super::{Config, FrontError};
 use crate::features::{Abilities, Discard, Disk};
-use crate::protocol::{Answer, Layout, Native, Operation, Status};
+use crate::protocol::{Answer, Layout, Native, Operation, Segment, Status};
 use crate::{MAX_SEGMENTS, SECTOR, SEGMENTS_PER_PAGE};
 
 type RawRequest = <Native as Layout>::Request;
@@ -50,11 +50,11 @@ impl<D: Domain> Tables<D> {
         self.free.put(table);
     }
 
-    /// Returns the pages of a request, on which its segments stand one behind the other.
+    /// Writes a segment of a request.
     #[inline]
-    pub(super) fn list(&self, table: u16) -> Shared<'_> {
-        let bytes = self.group * PAGE_SIZE;
-        self.pages.shared().slice(usize::from(table) * bytes, bytes)
+    pub(super) fn write(&self, table: u16, index: usize, segment: Segment) {
+        let at = usize::from(table) * self.group * PAGE_SIZE + index * Segment::BYTES;
+        self.pages.shared().write_entry(at, segment.to_bytes());
     }
 
     /// Returns the grants of a request's pages.

@@ -163,12 +163,12 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             tables.put(table);
             return Err(buffer);
         };
-        let (list, mut at) = (tables.list(table), 0);
-        let lent = buffers.lend(number, access(operation), count, buffer, move |gref, part| {
+        let mut index = 0;
+        let lent = buffers.lend(number, access(operation), count, buffer, |gref, part| {
             if let Some(segment) = wire_segment(gref, &part) {
-                list.write_entry(at, segment.to_bytes());
+                tables.write(table, index, segment);
             }
-            at += Segment::BYTES;
+            index += 1;
         });
         if let Err(buffer) = lent {
             tables.put(table);
@@ -515,9 +515,7 @@ impl<D: Domain> Split<'_, D> {
             self.plan();
         }
         match self.sender.tables {
-            Some(tables) if self.part.table != NONE => {
-                tables.list(self.part.table).write_entry(self.part.count * Segment::BYTES, segment.to_bytes());
-            }
+            Some(tables) if self.part.table != NONE => tables.write(self.part.table, self.part.count, segment),
             // There is room: else it would be indirect.
             _ => _ = self.part.list.push(segment),
         }
