@@ -58,7 +58,8 @@ pub enum Wish {
     Close,
     /// Close, and remove the directory.
     Leave,
-    /// The directory is removed already: let go of everything, and write nothing any more.
+    /// The directory is removed already, or one for another device stands in the place of a closed one's: let go of everything, and write
+    /// nothing any more.
     Gone,
 }
 
@@ -237,6 +238,9 @@ impl<S: Store> Device<S> {
     /// [`StoreError`].
     pub fn wish(&self) -> Result<Wish, StoreError> {
         let Some(state) = self.read_own_if_there::<State>(Tx::NONE, "state")? else { return Ok(Wish::Gone) };
+        if (self.state, state) == (State::Closed, State::Initialising) {
+            return Ok(Wish::Gone);
+        }
         if self.read_own_if_there(Tx::NONE, "online")? != Some(1u32) {
             return Ok(Wish::Leave);
         }

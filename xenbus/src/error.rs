@@ -8,7 +8,7 @@ use hypercall::grant::GrantError;
 use hypercall::mem::OutOfMemory;
 
 use crate::ring::{MapPagesError, RingError};
-use crate::store::StoreError;
+use crate::store::{Cause, StoreError};
 
 /// Why two ends don't agree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +113,18 @@ pub enum BackError {
     Event(EventError),
     /// The other end broke a ring.
     Ring(RingError),
+}
+
+impl BackError {
+    /// Tells whether it may go well another time, though nobody changes anything: the store has refused, or not answered.
+    pub const fn may_pass(&self) -> bool {
+        match self {
+            Self::Negotiation(NegotiationError::Store(StoreError { cause, .. })) => {
+                !matches!(cause, Cause::BadValue(_) | Cause::Broken)
+            }
+            _ => false,
+        }
+    }
 }
 
 impl From<StoreError> for BackError {

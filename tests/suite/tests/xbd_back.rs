@@ -382,7 +382,7 @@ fn queues_in_places_of_their_own_are_polled_there_and_no_more_are_offered() {
         loop {
             bed.settle();
             if !back.device().changed() && !back.closing() {
-                let Some(until) = back.rest_until_ns() else { return last };
+                let Some(until) = back.again_ns() else { return last };
                 bed.machine.advance(until - bed.back.platform.now_ns());
             }
             match back.step().unwrap() {

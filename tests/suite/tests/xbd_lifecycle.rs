@@ -135,10 +135,10 @@ fn each_change_of_state_is_told_once_and_acted_on() {
 }
 
 /// A directory that is to go stays long enough for the toolstack to see that it is Closed. Until then the toolstack may still want
-/// something else: to keep it, or to remove it.
+/// something else: to keep it, to remove it, or to make another in its place.
 #[test]
 fn directory_that_is_to_go_is_kept_for_a_while_and_given_up_only_if_that_is_still_wanted() {
-    for keep in [false, true] {
+    for (kept, left) in [(true, Some("6")), (false, None), (false, Some("1"))] {
         let mut pair = Pair::connected(8);
         pair.bed.device.ask_detach(&pair.bed.toolstack.store).unwrap();
         while pair.bed.back_state().as_deref() != Some("6") {
@@ -154,18 +154,45 @@ fn directory_that_is_to_go_is_kept_for_a_while_and_given_up_only_if_that_is_stil
         assert!(!pair.back.removed && pair.back.disconnections == 1);
         let back = format!("/local/domain/{}/{}", pair.bed.back.id.0, pair.bed.device.back_path());
         let toolstack = &pair.bed.toolstack.store;
-        if keep {
+        if kept {
             toolstack.write_text(Tx::NONE, &format!("{back}/online"), 1).unwrap();
         } else {
             toolstack.rm(Tx::NONE, &back).unwrap();
+        }
+        if left == Some("1") {
+            pair.bed.device.attach(toolstack).unwrap();
         }
         pair.bed.settle();
         pair.back.step();
         pair.bed.machine.advance(config.rest_ns);
         assert!(!pair.back.back.closing() && pair.back.back.next_tend_ns().is_none());
-        assert_eq!((pair.back.removed, pair.bed.back_state().as_deref()), (!keep, keep.then_some("6")));
+        assert_eq!((pair.back.removed, pair.bed.back_state().as_deref()), (!kept, left));
         pair.check_quiet();
     }
+}
+
+/// A back end that goes asks for what the store has refused again, though nobody else moves.
+#[test]
+#[cfg_attr(miri, ignore = "many lives")]
+fn what_the_store_refuses_of_a_back_end_that_goes_is_asked_for_again() {
+    let mut refused = 0;
+    for nth in 1.. {
+        let mut pair = Pair::connected(8);
+        pair.bed.device.ask_detach(&pair.bed.toolstack.store).unwrap();
+        let domain = Some(pair.bed.back.id);
+        pair.bed.machine.order(Fault::Request { domain, nth, refusal: Refusal::Again });
+        pair.follow();
+        pair.close();
+        pair.follow();
+        assert!(pair.front.closed && pair.back.removed, "{nth}: {:?}", pair.back.errors);
+        if pair.bed.machine.faults_waiting() > 0 {
+            break;
+        }
+        refused += pair.back.errors.len();
+        pair.back.errors.clear();
+        pair.check_quiet();
+    }
+    assert!(refused > 10, "{refused}");
 }
 
 /// A back end that can't say that it is connected, nor that it closes, holds nothing of the other end: the next attempt begins anew.

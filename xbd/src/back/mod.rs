@@ -68,18 +68,16 @@ pub struct Back<D: Domain, S: Store, Q: Place<Queue<D, S>> = Option<Queue<D, S>>
     ports: Vec<Port>,
     /// The other end is gone, but the store still works for it.
     waiting: bool,
-    rest: Option<Rest>,
+    /// The other end says that it is closed, and may still ask for something: how many requests were taken so far.
+    rest: Option<u64>,
+    /// When the next step is to be, if nobody else moves.
+    again_ns: Option<u64>,
     reports: Rate,
     queues: PhantomData<Queue<D, S>>,
 }
 
-/// The other end says that it is closed, and may still ask for something; or we are, and the toolstack may not have seen it yet.
-struct Rest {
-    /// What was taken from all queues so far.
-    requests: u64,
-    /// When it is over, if nothing more comes.
-    until_ns: u64,
-}
+/// A device that is going asks a store that has refused something again after so many nanoseconds.
+const AGAIN_NS: u64 = 100_000_000;
 
 impl<D: Domain, S: Store> Back<D, S> {
     /// Takes the device whose directory is `path`, as in "backend/vbd/1/51712", and serves `store` there.
@@ -113,6 +111,7 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
             ports: Vec::new(),
             waiting: false,
             rest: None,
+            again_ns: None,
             reports: Rate::default(),
             queues: PhantomData,
         })
@@ -138,19 +137,19 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
         self.each().any(|queue| queue.with(|queue| queue.as_ref().is_some_and(|queue| queue.busy() > 0)))
     }
 
-    /// Tells whether the other end is gone and only the store kept [`step`](Self::step) from letting go of it, which is idle now, or the
-    /// [rest](Self::rest_until_ns) is over: to be called once more, although nobody else has moved.
+    /// Tells whether [`step`](Self::step) is to be called once more, although nobody else has moved: the other end is gone and only the
+    /// store kept us from letting go of it, which is idle now, or the time is over that [`again_ns`](Self::again_ns) tells.
     pub fn closing(&mut self) -> bool {
         if self.waiting {
             return !self.store_busy();
         }
-        self.rest.as_ref().is_some_and(|rest| self.domain.platform().now_ns() >= rest.until_ns)
+        self.again_ns.is_some_and(|until_ns| self.domain.platform().now_ns() >= until_ns)
     }
 
-    /// Returns until when an other end that says it is closed is still served, or our own directory stays: then
-    /// [`closing`](Self::closing) says so.
-    pub fn rest_until_ns(&self) -> Option<u64> {
-        self.rest.as_ref().map(|rest| rest.until_ns)
+    /// Returns until when an other end that says it is closed is still served, our own directory stays, or xenstore, which has refused
+    /// something, is not asked again: then [`closing`](Self::closing) says so.
+    pub const fn again_ns(&self) -> Option<u64> {
+        self.again_ns
     }
 
     /// Returns how many queues there are: none as long as the other end isn't connected.
@@ -199,10 +198,10 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
     /// Returns when [`tend`](Self::tend) has something to do, as [`Queue::next_tend_ns`] does, or [`closing`](Self::closing) something to
     /// say.
     pub fn next_tend_ns(&mut self) -> Option<u64> {
-        let rest = self.rest_until_ns();
+        let again_ns = self.again_ns;
         self.each()
             .filter_map(|place| place.with(|queue| queue.as_ref().and_then(Queue::next_tend_ns)))
-            .chain(rest)
+            .chain(again_ns)
             .min()
     }
 
@@ -212,9 +211,14 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
     /// # Errors
     /// [`BackError`]; it was reported in the store, and the device is being closed.
     pub fn step(&mut self) -> Result<Change, BackError> {
-        let done = self.advance();
+        let again_ns = self.again_ns.take();
+        let done = self.advance(again_ns);
         if let Err(error) = &done {
             self.fail(error);
+            // Nobody tells us when xenstore has thought better of it.
+            if self.device.is_closing() && error.may_pass() {
+                self.again_ns = Some(self.domain.platform().now_ns().saturating_add(AGAIN_NS));
+            }
         }
         done
     }
@@ -241,7 +245,8 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
         self.places.iter_mut().take(self.ports.len())
     }
 
-    fn advance(&mut self) -> Result<Change, BackError> {
+    /// Takes a step; it was to be taken at that time, if at any.
+    fn advance(&mut self, again_ns: Option<u64>) -> Result<Change, BackError> {
         let wish = self.device.wish()?;
         if wish == Wish::Gone {
             return Ok(if self.let_go() { Change::Removed } else { Change::None });
@@ -254,14 +259,13 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
             return self.disconnect(wish);
         }
         let other = self.device.other_state()?;
-        let rests = if self.device.state() == State::Closed { wish == Wish::Leave } else { other == State::Closed };
-        if !rests {
-            // A liar, who is not closed after all, or a toolstack that changes its mind, must not keep us looking.
+        if other != State::Closed {
+            // A liar, who is not closed after all, must not keep us looking.
             self.rest = None;
         }
         match (self.device.state(), other) {
             (State::Unknown | State::Initialising, _) => self.offer(),
-            (State::Closed, _) if wish == Wish::Leave => self.leave(),
+            (State::Closed, _) if wish == Wish::Leave => self.leave(again_ns),
             (State::Closed, State::Initialising) => self.offer(),
             (State::Closed, _) => Ok(Change::None),
             (State::InitWait, State::Initialised | State::Connected) => self.connect(),
@@ -269,7 +273,7 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
                 self.device.switch(State::Closing)?;
                 Ok(Change::None)
             }
-            (_, State::Closed) if self.serves_rest() => Ok(Change::None),
+            (_, State::Closed) if self.serves_rest(again_ns) => Ok(Change::None),
             (_, State::Closed) => self.disconnect(wish),
             (_, State::Unknown) | (State::Connected | State::Closing, State::Initialising) => self.disconnect(wish),
             _ => Ok(Change::None),
@@ -367,7 +371,7 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
     /// Serves what the other end has asked for before it said that it is closed, and thereafter; `false` if nothing has come for as long as
     /// the configuration says. Linux says so before it stops, and then waits for all its answers: what one of its processors has under
     /// way comes later. What it has kept back it asks for at the next event. What is wrong with a ring concerns nobody any more.
-    fn serves_rest(&mut self) -> bool {
+    fn serves_rest(&mut self, again_ns: Option<u64>) -> bool {
         let begins = self.rest.is_none() && self.config.rest_ns > 0;
         for place in self.each() {
             place.with(|queue| {
@@ -380,14 +384,19 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
             });
         }
         let Some(Counters { requests, .. }) = self.counters() else { return false };
+        let nothing_new = self.rest.replace(requests) == Some(requests);
+        self.rests(again_ns.filter(|_| nothing_new))
+    }
+
+    /// Tells whether the rest is not over, which ends at that time, or begins now. The next step is at its end.
+    fn rests(&mut self, until_ns: Option<u64>) -> bool {
         let now_ns = self.domain.platform().now_ns();
-        match &self.rest {
-            Some(rest) if rest.requests == requests => now_ns < rest.until_ns,
-            _ => {
-                self.rest = Some(Rest { requests, until_ns: now_ns.saturating_add(self.config.rest_ns) });
-                self.config.rest_ns > 0
-            }
+        let until_ns = until_ns.unwrap_or_else(|| now_ns.saturating_add(self.config.rest_ns));
+        let rests = now_ns < until_ns;
+        if rests {
+            self.again_ns = Some(until_ns);
         }
+        rests
     }
 
     fn disconnect(&mut self, wish: Wish) -> Result<Change, BackError> {
@@ -396,19 +405,16 @@ impl<D: Domain, S: Store, Q: Place<Queue<D, S>>> Back<D, S, Q> {
             return Ok(Change::None);
         }
         self.device.switch(State::Closed)?;
-        let change = if wish == Wish::Leave { self.leave()? } else { Change::None };
+        let change = if wish == Wish::Leave { self.leave(None)? } else { Change::None };
         Ok(if connected && change == Change::None { Change::Disconnected } else { change })
     }
 
     /// Removes the directory, when it has been Closed for as long as the configuration says: `xl` waits for that state, and fails if it
     /// finds no directory instead.
-    fn leave(&mut self) -> Result<Change, BackError> {
-        let now_ns = self.domain.platform().now_ns();
-        let until_ns = now_ns.saturating_add(self.config.rest_ns);
-        if now_ns < self.rest.get_or_insert(Rest { requests: 0, until_ns }).until_ns {
+    fn leave(&mut self, again_ns: Option<u64>) -> Result<Change, BackError> {
+        if self.rests(again_ns) {
             return Ok(Change::None);
         }
-        self.rest = None;
         self.device.remove()?;
         Ok(Change::Removed)
     }

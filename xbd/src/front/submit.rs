@@ -133,12 +133,14 @@ impl<D: Domain, B: Buffer> Queue<D, B> {
             return self.accept(operation, sector, 0, buffer);
         }
         let like = Slot { state: State::InFlight, ..Slot::SINGLE };
-        let Some(number) = self.note_single(operation, sector, like) else { return self.is_full(buffer) };
+        // What is lacking, that way says.
+        let Some(number) = self.note_single(operation, sector, like) else {
+            return self.accept(operation, sector, 0, buffer);
+        };
         let pages = match self.lend_table(number, operation, count, buffer) {
             Ok(pages) => pages,
             Err(buffer) => {
                 self.slots.put(number);
-                // It says why.
                 return self.accept(operation, sector, 0, buffer);
             }
         };

@@ -366,7 +366,7 @@ impl<S: Disk> BackOwner<S> {
             self.step();
         }
         // Nothing else moves: the time may.
-        let rest = self.back.rest_until_ns().filter(|_| !event && !changed);
+        let rest = self.back.again_ns().filter(|_| !event && !changed);
         if let Some(until) = rest {
             bed.machine.advance(until.saturating_sub(bed.back.platform.now_ns()));
         }

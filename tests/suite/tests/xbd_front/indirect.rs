@@ -92,9 +92,18 @@ fn indirect_request_lies_within_the_disk_and_has_no_more_segments_than_the_back_
 
 #[test]
 fn indirect_request_that_finds_too_few_grants_leaves_its_pages_to_others() {
-    let nodes = [("feature-max-indirect-segments", "36")];
+    let nodes = [("feature-max-indirect-segments", "256")];
     let (bed, mut front, mut players) = connected(4, Config { max_grants: 36, ..PLAIN }, &nodes);
     let pages = |count| Some(buffer(&bed, count * PAGE_SIZE, 0));
+    for index in 0..32 {
+        submit(&mut front, Operation::Read, index, pages(1)).unwrap();
+    }
+    // What there is never room for is not what there is no room for now.
+    let errors = [36, 37].map(|count| submit(&mut front, Operation::Read, 0, pages(count)).unwrap_err());
+    assert_eq!(errors, [SubmitError::Full, SubmitError::TooLarge { segments: 37, max: 36 }]);
+    let requests = players[0].requests(&bed);
+    players[0].all_well(&requests);
+    front.follow(&bed);
     submit(&mut front, Operation::Read, 0, pages(30)).unwrap();
     for _ in 0..3 {
         assert_eq!(submit(&mut front, Operation::Read, 0, pages(12)), Err(SubmitError::Full));
