@@ -322,6 +322,8 @@ impl Peer {
             }
             self.poll();
             self.step();
+            // For as long as a rest takes, or what was refused waits to be asked for again.
+            self.thin.pass(100_000_000);
         }
         assert!(self.removed, "it doesn't come to an end");
     }
@@ -350,8 +352,7 @@ fuzz_target!(|data: &[u8]| {
         persistent,
         max_persistent: KEPT as u16,
         idle_ns: 60_000_000_000,
-        // Not by the clock: one look, and it is over.
-        rest_ns: 0,
+        rest_ns: if start & 32 != 0 { 100_000_000 } else { 0 },
         pages: PAGES as u16,
         copy_limit: if start & 16 != 0 { 4096 } else { 0 },
         copy_pages: 6,
