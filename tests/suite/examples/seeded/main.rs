@@ -5,7 +5,7 @@
 
 mod rows;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -56,7 +56,10 @@ fn copy() -> Result<PathBuf> {
     let tree = root.join("target/seeded/tree");
     let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root).output().context("git")?;
     ensure!(listed.status.success(), "git ls-files has failed");
-    for name in String::from_utf8(listed.stdout)?.split('\0').filter(|name| !name.is_empty()) {
+    let listed = String::from_utf8(listed.stdout)?;
+    let names: BTreeSet<_> = listed.split('\0').filter(|name| !name.is_empty()).collect();
+    remove_others(&tree, &tree, &names)?;
+    for name in names {
         // A file that is gone is git's to know of.
         let Ok(now) = fs::read(root.join(name)) else { continue };
         let to = tree.join(name);
@@ -66,6 +69,20 @@ fn copy() -> Result<PathBuf> {
         }
     }
     Ok(tree)
+}
+
+/// Removes what an earlier copy has left in a folder of the tree and is not among these.
+fn remove_others(tree: &Path, folder: &Path, names: &BTreeSet<&str>) -> Result<()> {
+    // There is none the first time.
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry?.path();
+        if path.is_dir() {
+            remove_others(tree, &path, names)?;
+        } else if !path.strip_prefix(tree)?.to_str().is_some_and(|name| names.contains(name)) {
+            fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// Returns a file, what is in it, and the same with the bug of a row.
