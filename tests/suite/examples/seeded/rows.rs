@@ -168,7 +168,7 @@ pub(crate) const ROWS: &[Row] = &[
         bug: "a segment is read again when it was checked",
         file: "xbd/src/back/queue/take.rs",
         from: "            last = self.pages.add_behind(last, segment.gref(), segment.part(), access);",
-        to: "            let mut bytes = *bytes;\n            if let Some(view) = self.pages.view(page) {\n                view.read(place * Segment::BYTES, &mut bytes);\n            }\n            last = self.pages.add_behind(last, segment.gref(), (bytes[4], bytes[5]), access);",
+        to: "            let mut bytes = *bytes;\n            if let Some(view) = self.pages.view(page) {\n                view.read((place + usize::from(number - first)) * Segment::BYTES, &mut bytes);\n            }\n            last = self.pages.add_behind(last, segment.gref(), (bytes[4], bytes[5]), access);",
         test: test("suite", "xbd_many", "segments_that_change_while_they_are_read_are_used_as_they_were_checked"),
     },
     Row {
