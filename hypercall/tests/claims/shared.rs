@@ -45,7 +45,7 @@ fn with(at: usize, bytes: &[u8]) -> Vec<u8> {
     all
 }
 
-/// All places for so many bytes that are different.
+/// Where bytes begin and how many they are, in all alignments of both ends.
 fn places() -> impl Iterator<Item = (usize, usize)> {
     let step = if cfg!(miri) { 5 } else { 1 };
     (0..2 * size_of::<u64>()).step_by(step).flat_map(move |at| (0..=BYTES - at).step_by(step).map(move |len| (at, len)))
